@@ -1,0 +1,114 @@
+"""The stages of a recipe, in order: what `starloom run` walks and what the flows execute.
+
+A stage is a module with
+    params(recipe)               -> dict   all of the recipe (and raw input) that its result depends on
+    build(recipe, inputs, work)  -> Built  makes its shards below work.path
+    DEPENDS                      -> tuple  distributions whose version its bytes depend on
+Nothing else may enter a result, so the key made of these names the result.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from pipelines.engine import Built, Input, Work
+from pipelines.fingerprint import code_digest, git_sha, versions
+from pipelines.recipe import Recipe
+from pipelines.store import StageRef, StageSpec, Store
+
+
+class StageModule(Protocol):
+    """What a stage's module offers."""
+
+    DEPENDS: tuple[str, ...]
+
+    def params(self, recipe: Recipe) -> dict[str, Any]:
+        """Return the part of the recipe that decides the result."""
+
+    def build(self, recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
+        """Make the shards."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A named step, the module that does it and the stages whose results it reads."""
+
+    name: str
+    module: str
+    upstream: tuple[str, ...] = ()
+
+
+STAGES = (
+    Stage("collect", "pipelines.sources.collect"),
+    Stage("language", "pipelines.curate.language", ("collect",)),
+    Stage("quality", "pipelines.curate.quality", ("language",)),
+    Stage("dedup", "pipelines.curate.dedup", ("quality",)),
+    Stage("split", "pipelines.curate.split", ("dedup",)),
+    Stage("tokenizer", "pipelines.render.vocabulary", ("split",)),
+    Stage("format", "pipelines.render.format", ("split", "tokenizer")),
+    Stage("tokenize", "pipelines.render.encode", ("format", "tokenizer")),
+    Stage("pack", "pipelines.render.pack", ("tokenize", "tokenizer")),
+)
+RUN_STEPS = ("train", "evaluate", "gate", "card")
+
+Refs = dict[str, StageRef]
+
+
+def data_root() -> Path:
+    """Return the folder that holds store, runs, models and state (STARLOOM_DATA, or ./data)."""
+    default = Path(__file__).resolve().parent.parent / "data"
+    return Path(os.environ.get("STARLOOM_DATA") or default).resolve()
+
+
+def open_store(recipe: str = "", *, workers: int = 0, flow_run_id: str = "") -> Store:
+    """Open the stage store below the data root; `workers` 0 means one per CPU."""
+    context = {"recipe": recipe, "git_sha": git_sha(), "flow_run_id": flow_run_id}
+    count = workers or int(os.environ.get("STARLOOM_WORKERS") or 0) or len(os.sched_getaffinity(0))
+    return Store(data_root() / "store", workers=count, context=context)
+
+
+def get_stage(name: str) -> Stage:
+    """Return a data stage by name; KeyError where there is none."""
+    return {stage.name: stage for stage in STAGES}[name]
+
+
+def stage_spec(stage: Stage, recipe: Recipe, refs: Mapping[str, StageRef]) -> StageSpec:
+    """Return what the stage's key is made of, given the finished upstream stages."""
+    module = _module(stage)
+    return StageSpec(
+        stage=stage.name,
+        params=module.params(recipe),
+        code=code_digest(stage.module),
+        upstream={name: refs[name] for name in stage.upstream},
+        versions=versions(*module.DEPENDS),
+    )
+
+
+def build_stage(
+    stage: Stage, recipe: Recipe, refs: Mapping[str, StageRef], store: Store
+) -> StageRef:
+    """Return the finished stage, building it where it is not in the store yet."""
+
+    def builder(work: Work) -> Built:
+        inputs = {}
+        for name in stage.upstream:
+            manifest = store.manifest(refs[name])
+            inputs[name] = Input(store.path(refs[name]), manifest.shards, manifest.report)
+        return _module(stage).build(recipe, inputs, work)
+
+    return store.build(stage_spec(stage, recipe, refs), builder)
+
+
+def prepare(recipe: Recipe, store: Store) -> Iterator[StageRef]:
+    """Build all data stages in order, yielding each as it is finished. The last is the dataset."""
+    refs: Refs = {}
+    for stage in STAGES:
+        refs[stage.name] = build_stage(stage, recipe, refs, store)
+        yield refs[stage.name]
+
+
+def _module(stage: Stage) -> StageModule:
+    return cast(StageModule, importlib.import_module(stage.module))

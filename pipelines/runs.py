@@ -1,0 +1,155 @@
+"""A training run's folder: `data/runs/<recipe>-<digest>/`, named by what decides its result.
+
+The run key is made of the dataset's digest, the training part of the recipe and the code digest of
+training, so the same cause finds the finished run again. Files appear in this order: run.json and
+recipe.yaml, checkpoints/ and metrics.jsonl while training, model/ (before anything that can fail),
+training.json, loss.png, then scorecard, samples, report, card and lineage from the evaluation.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.errors import StarloomError, did_you_mean
+from pipelines.fingerprint import code_digest, git_sha
+from pipelines.manifest import digest_of
+from pipelines.recipe import Recipe, load_hardware
+from pipelines.store import StageRef, ref_to_dict, write_atomic
+
+TRAINER = "pipelines.training.trainer"
+EVALUATOR = "pipelines.evals.evaluate"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run folder."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Return the folder's name, which names the run everywhere."""
+        return self.path.name
+
+    @property
+    def model(self) -> Path:
+        """Return the folder of the trained weights and tokenizer."""
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def info(self) -> dict[str, Any]:
+        """Return run.json: key, key parts, references of all data stages."""
+        return self.read("run.json") or {}
+
+    def recipe(self) -> Recipe:
+        """Return the resolved recipe that the run was made with."""
+        return Recipe.model_validate(yaml.safe_load((self.path / "recipe.yaml").read_text()))
+
+    def refs(self) -> dict[str, StageRef]:
+        """Return the references of the data stages."""
+        return {name: StageRef(**ref) for name, ref in self.info()["stages"].items()}
+
+    def read(self, file: str) -> dict[str, Any] | None:
+        """Return a JSON file of the run, or None where it is not there or cut."""
+        try:
+            data = json.loads((self.path / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return data if isinstance(data, dict) else None
+
+    def write(self, file: str, data: Mapping[str, Any]) -> None:
+        """Write a JSON file of the run, whole or not at all."""
+        write_atomic(self.path / file, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+    @property
+    def trained(self) -> bool:
+        """Return whether training reached its last step and the weights are committed."""
+        result = self.read("training.json")
+        return bool(result and result["status"] == "finished" and self.model.is_dir())
+
+
+def run_key_parts(recipe: Recipe, refs: Mapping[str, StageRef]) -> dict[str, Any]:
+    """Return the components of a run's key."""
+    return {
+        "dataset": refs["pack"].digest,
+        "tokenizer": refs["tokenizer"].digest,
+        "model": recipe.model.model_dump(mode="json"),
+        "adapter": recipe.adapter.model_dump(mode="json") if recipe.adapter else None,
+        "training": recipe.training.model_dump(mode="json"),
+        "hardware": load_hardware(recipe.hardware).model_dump(
+            mode="json", exclude={"price_per_hour"}
+        ),
+        "code": code_digest(TRAINER),
+    }
+
+
+def open_run(
+    recipe: Recipe, refs: Mapping[str, StageRef], root: Path, *, force: bool = False
+) -> Run:
+    """Return the run folder for a recipe and its data stages, making it where it is new.
+
+    `force` sets an existing folder aside (never deletes it), so that training starts again.
+    """
+    parts = run_key_parts(recipe, refs)
+    key = digest_of(parts)
+    run = Run(root / f"{recipe.name}-{key[:12]}")
+    if force and run.path.exists():
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+        run.path.rename(run.path.with_name(f"{run.name}.replaced-{stamp}"))
+    if not (run.path / "run.json").exists():
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(
+            run.path / "recipe.yaml",
+            yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        )
+        run.write(
+            "run.json",
+            {
+                "key": key,
+                "key_parts": parts,
+                "recipe": recipe.name,
+                "stages": {name: ref_to_dict(ref) for name, ref in refs.items()},
+                "git_sha": git_sha(),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "host": os.uname().nodename,
+            },
+        )
+    return run
+
+
+def find_run(root: Path, name: str) -> Run:
+    """Return a run by name, unique prefix, path, or "latest"; an error names those there are."""
+    found = sorted(
+        (p.parent for p in root.glob("*/run.json") if ".replaced-" not in p.parent.name),
+        key=lambda p: p.stat().st_mtime,
+    )
+    if Path(name).joinpath("run.json").is_file():
+        return Run(Path(name).resolve())
+    if name == "latest" and found:
+        return Run(found[-1])
+    matches = [path for path in found if path.name == name] or [
+        path for path in found if path.name.startswith(name)
+    ]
+    if len(matches) == 1:
+        return Run(matches[0])
+    names = [path.name for path in found]
+    if matches:
+        raise StarloomError(
+            f"{name!r} names {len(matches)} runs: {', '.join(m.name for m in matches)}"
+        )
+    known = (
+        f"there are: {', '.join(names)}"
+        if names
+        else "there is none yet: `starloom run quickstart`"
+    )
+    raise StarloomError(f"no run {name!r} in {root}{did_you_mean(name, names)} ({known})")
