@@ -15,8 +15,17 @@ from pathlib import Path
 FORMAT = 1
 ROOT = Path(__file__).resolve().parent.parent
 FRAME = frozenset(
-    f"pipelines.{name}"
-    for name in ("store", "engine", "manifest", "errors", "fingerprint", "recipe", "runs")
+    {
+        "pipelines.engine",
+        "pipelines.errors",
+        "pipelines.fingerprint",
+        "pipelines.manifest",
+        "pipelines.overrides",
+        "pipelines.plan",
+        "pipelines.recipe",
+        "pipelines.runs",
+        "pipelines.store",
+    }
 )
 
 
@@ -63,9 +72,9 @@ def _imports(name: str) -> tuple[str, ...]:
 def _module_digest(name: str) -> str:
     tree = _parse(name)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
+        documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
     text = ast.dump(tree, include_attributes=False)
     # `_parse` is cached: restore nothing, the stripped tree is good for imports as well.
     return hashlib.sha256(text.encode()).hexdigest()

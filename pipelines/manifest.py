@@ -31,7 +31,7 @@ def digest_of(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One file of a stage: its rows, bytes, sha256 and the split it belongs to ('' before splits)."""
+    """One file of a stage: rows, bytes, sha256 and the split it belongs to ('' before splits)."""
 
     file: str
     rows: int
@@ -126,5 +126,5 @@ class Manifest:
 
 
 def content_digest(shards: tuple[Shard, ...]) -> str:
-    """Return the digest of a stage's content: names, rows, splits and hashes of its shards, in order."""
+    """Return the digest of a stage's content: names, splits, rows and hashes of its shards."""
     return digest_of([[s.file, s.split, s.rows, s.sha256] for s in shards])

@@ -1,7 +1,7 @@
 """The stages of a recipe, in order: what `starloom run` walks and what the flows execute.
 
 A stage is a module with
-    params(recipe)               -> dict   all of the recipe (and raw input) that its result depends on
+    params(recipe)               -> dict   what of the recipe and raw input decides its result
     build(recipe, inputs, work)  -> Built  makes its shards below work.path
     DEPENDS                      -> tuple  distributions whose version its bytes depend on
 Nothing else may enter a result, so the key made of these names the result.

@@ -4,16 +4,16 @@ Leaf keys carry the upstream names (transformers.TrainingArguments, peft.LoraCon
 are errors with a suggestion. Hardware is a second small file, chosen by the recipe's `hardware`.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RecipeError, did_you_mean
+from pipelines.overrides import apply_data, apply_smoke, load_yaml, set_dotted
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -196,6 +196,15 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     hardware: str = "cpu"
 
+    @field_validator("hardware")
+    @classmethod
+    def _known_hardware(cls, name: str) -> str:
+        known = hardware_names()
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ValueError(f"no such hardware{hint} (there are: {', '.join(known)})")
+        return name
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         config, tokenizer = self.model.config, self.tokenizer
@@ -244,11 +253,11 @@ def load_recipe(
     path, values = _read_recipe(name)
     problems: list[str] = []
     if smoke:
-        _apply_smoke(values)
+        apply_smoke(values)
     if data is not None:
-        _apply_data(values, data)
+        apply_data(values, data)
     for key, value in (overrides or {}).items():
-        problem = _set_dotted(values, key, value)
+        problem = set_dotted(values, key, value)
         if problem:
             problems.append(problem)
     try:
@@ -256,12 +265,6 @@ def load_recipe(
     except ValidationError as error:
         problems.extend(_explain(error))
         recipe = None
-    if recipe is not None and recipe.hardware not in hardware_names():
-        known = hardware_names()
-        problems.append(
-            f"hardware: {recipe.hardware!r} is not one of {known}"
-            + did_you_mean(recipe.hardware, known)
-        )
     if problems or recipe is None:
         raise RecipeError(f"{path}: " + "; ".join(problems))
     return recipe
@@ -270,36 +273,7 @@ def load_recipe(
 def load_hardware(name: str) -> Hardware:
     """Load a hardware file by name."""
     text = resources.files("pipelines.recipes").joinpath(f"hardware/{name}.yaml").read_text()
-    return Hardware.model_validate(yaml.safe_load(text))
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split one `--set key=value`; the value is read as YAML, only the first "=" separates."""
-    key, separator, value = text.partition("=")
-    if not separator or not key.strip():
-        raise RecipeError(f"--set {text!r}: expected KEY=VALUE, e.g. training.max_steps=100")
-    try:
-        return key.strip(), _yaml_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {text!r}: the value is not valid YAML ({error})") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with floats as people write them: YAML 1.1 reads `2e-5` as a string."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    **{key: list(pairs) for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _yaml_load(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+    return Hardware.model_validate(load_yaml(text))
 
 
 def _read_recipe(name: str) -> tuple[str, dict[str, Any]]:
@@ -318,7 +292,7 @@ def _read_recipe(name: str) -> tuple[str, dict[str, Any]]:
             "or give the path of a .yaml file)"
         )
     try:
-        values = _yaml_load(text)
+        values = load_yaml(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{where}: not valid YAML: {error}".replace("\n", " ")) from error
     if not isinstance(values, dict):
@@ -326,100 +300,14 @@ def _read_recipe(name: str) -> tuple[str, dict[str, Any]]:
     return where, values
 
 
-def _apply_data(values: dict[str, Any], data: str) -> None:
-    """Point the recipe's source at a local path, instead of where it is fetched from.
-
-    A recipe with several sources has to say which one: use the override `sources.N.path`.
-    """
-    sources = values.get("sources")
-    if not isinstance(sources, list) or not sources or not isinstance(sources[0], dict):
-        return
-    if len(sources) > 1:
-        raise RecipeError(
-            f"data={data!r}: the recipe has {len(sources)} sources; "
-            "set sources.0.path (or 1, ...) instead"
-        )
-    kept = {k: v for k, v in sources[0].items() if k in ("type", "license", "exclude")}
-    # Another corpus must not share ids, hence splits and cache, with the recipe's own source.
-    name = re.sub(r"[^a-z0-9]+", "-", Path(data).name.lower()).strip("-") or "data"
-    values["sources"] = [{**kept, "id": name, "path": data}]
-
-
-SMOKE: dict[str, Any] = {
-    "model": {
-        "model_name_or_path": None,
-        "config": {"n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 256},
-        "dtype": "float32",
-    },
-    "tokenizer": {"train_vocab_size": 512},
-    "tokenization": {"block_size": 256},
-    "adapter": None,
-    "training": {
-        "max_steps": 20,
-        "learning_rate": 3.0e-3,
-        "warmup_steps": 2,
-        "per_device_train_batch_size": 2,
-        "per_device_eval_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-        "eval_steps": 10,
-        "save_steps": 5,
-    },
-    "split": {"validation": 0.1, "test": 0.1},
-    "evaluation": {"num_samples": 2, "max_new_tokens": 16},
-    "hardware": "cpu",
-}
-SMOKE_RECORDS = 300
-
-
-def _apply_smoke(values: dict[str, Any]) -> None:
-    """Shrink a recipe to a run of seconds: a small random model, 300 records, 20 steps."""
-    keep_tokenizer = isinstance(values.get("tokenizer"), dict) and values["tokenizer"].get(
-        "name_or_path"
-    )
-    for section, changes in SMOKE.items():
-        if section == "tokenizer" and keep_tokenizer:
-            continue
-        current = values.get(section)
-        merge = isinstance(current, dict) and isinstance(changes, dict) and section != "model"
-        values[section] = {**current, **changes} if merge else changes  # type: ignore[dict-item]
-    for source in values.get("sources") or ():
-        if isinstance(source, dict):
-            source.setdefault("max_records", SMOKE_RECORDS)
-
-
-def _set_dotted(values: dict[str, Any], key: str, value: Any) -> str | None:
-    """Set a dotted key in nested dicts and lists; return the problem, if any."""
-    *parents, last = key.split(".")
-    node: Any = values
-    for part in parents:
-        if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
-                return (
-                    f"{key}: {part!r} is not one of the {len(node)} entries (0 to {len(node) - 1})"
-                )
-            node = node[int(part)]
-        elif isinstance(node, dict):
-            if node.get(part) is None:
-                node[part] = {}
-            node = node[part]
-        else:
-            return f"{key}: {part!r} is below {node!r}, which holds no keys"
-    if isinstance(node, list):
-        if not last.isdigit() or int(last) >= len(node):
-            return f"{key}: {last!r} is not one of the {len(node)} entries (0 to {len(node) - 1})"
-        node[int(last)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        return f"{key}: {last!r} is below {node!r}, which holds no keys"
-    return None
-
-
 def _explain(error: ValidationError) -> Iterator[str]:
     """Yield one line for each problem: the dotted key, what is wrong, and what may be meant."""
-    for problem in error.errors():
+    problems = error.errors()
+    for problem in problems:
+        if problem["type"] == "too_short" and any(
+            other["loc"][:1] == problem["loc"] for other in problems if other is not problem
+        ):
+            continue  # pydantic counts the broken entries as absent
         location = [str(part) for part in problem["loc"]]
         key = ".".join(location)
         if problem["type"] == "extra_forbidden":

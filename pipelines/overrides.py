@@ -1,0 +1,130 @@
+"""Changes to a recipe's raw values before it is validated: overrides, local data, smoke size."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.errors import RecipeError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with floats as people write them: YAML 1.1 reads `2e-5` as a string."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    **{key: list(pairs) for key, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def load_yaml(text: str) -> Any:
+    """Parse YAML without running anything; `2e-5` is a number."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split one `--set key=value`; the value is read as YAML, only the first "=" separates."""
+    key, separator, value = text.partition("=")
+    if not separator or not key.strip():
+        raise RecipeError(f"--set {text!r}: expected KEY=VALUE, e.g. training.max_steps=100")
+    try:
+        return key.strip(), load_yaml(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {text!r}: the value is not valid YAML ({error})") from error
+
+
+def apply_data(values: dict[str, Any], data: str) -> None:
+    """Point the recipe's source at a local path, instead of where it is fetched from.
+
+    A recipe with several sources has to say which one: use the override `sources.N.path`.
+    """
+    sources = values.get("sources")
+    if not isinstance(sources, list) or not sources or not isinstance(sources[0], dict):
+        return
+    if len(sources) > 1:
+        raise RecipeError(
+            f"data={data!r}: the recipe has {len(sources)} sources; "
+            "set sources.0.path (or 1, ...) instead"
+        )
+    kept = {k: v for k, v in sources[0].items() if k in ("type", "license", "exclude")}
+    # Another corpus must not share ids, hence splits and cache, with the recipe's own source.
+    name = re.sub(r"[^a-z0-9]+", "-", Path(data).name.lower()).strip("-") or "data"
+    values["sources"] = [{**kept, "id": name, "path": data}]
+
+
+SMOKE: dict[str, Any] = {
+    "model": {
+        "model_name_or_path": None,
+        "config": {"n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 256},
+        "dtype": "float32",
+    },
+    "tokenizer": {"train_vocab_size": 512},
+    "tokenization": {"block_size": 256},
+    "adapter": None,
+    "training": {
+        "max_steps": 20,
+        "learning_rate": 3.0e-3,
+        "warmup_steps": 2,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+        "eval_steps": 10,
+        "save_steps": 5,
+    },
+    "split": {"validation": 0.1, "test": 0.1},
+    "evaluation": {"num_samples": 2, "max_new_tokens": 16},
+    "hardware": "cpu",
+}
+SMOKE_RECORDS = 300
+
+
+def apply_smoke(values: dict[str, Any]) -> None:
+    """Shrink a recipe to a run of seconds: a small random model, 300 records, 20 steps."""
+    keep_tokenizer = isinstance(values.get("tokenizer"), dict) and values["tokenizer"].get(
+        "name_or_path"
+    )
+    for section, changes in SMOKE.items():
+        if section == "tokenizer" and keep_tokenizer:
+            continue
+        current = values.get(section)
+        merge = isinstance(current, dict) and isinstance(changes, dict) and section != "model"
+        values[section] = {**current, **changes} if merge else changes  # type: ignore[dict-item]
+    for source in values.get("sources") or ():
+        if isinstance(source, dict):
+            source.setdefault("max_records", SMOKE_RECORDS)
+
+
+def set_dotted(values: dict[str, Any], key: str, value: Any) -> str | None:
+    """Set a dotted key in nested dicts and lists; return the problem, if any."""
+    *parents, last = key.split(".")
+    node: Any = values
+    for part in parents:
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                return (
+                    f"{key}: {part!r} is not one of the {len(node)} entries (0 to {len(node) - 1})"
+                )
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            if node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+        else:
+            return f"{key}: {part!r} is below {node!r}, which holds no keys"
+    if isinstance(node, list):
+        if not last.isdigit() or int(last) >= len(node):
+            return f"{key}: {last!r} is not one of the {len(node)} entries (0 to {len(node) - 1})"
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        return f"{key}: {last!r} is below {node!r}, which holds no keys"
+    return None
