@@ -1,0 +1,214 @@
+"""The `starloom` command. `up`, `down` and `status` come from flows.operate by entry point."""
+
+import json
+import logging
+import sys
+from importlib import metadata
+from typing import Any
+
+import click
+
+from pipelines.errors import StarloomError, did_you_mean
+
+REJECTED = 3
+
+
+class Commands(click.Group):
+    """A group that suggests the closest command and finds those of other packages."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order they were declared, then the loaded ones."""
+        _load_commands(self)
+        return list(self.commands)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command by name, loading the entry points where it is not our own."""
+        if cmd_name not in self.commands:
+            _load_commands(self)
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Resolve a command; an unknown one is an error with a suggestion."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            hint = did_you_mean(args[0], self.list_commands(ctx))
+            raise click.UsageError(f"{error.message.rstrip('.')}{hint}", ctx) from None
+
+
+def _load_commands(group: click.Group) -> None:
+    for entry in metadata.entry_points(group="starloom.commands"):
+        for command in entry.load():
+            if command.name not in group.commands:
+                group.add_command(command)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="starloom")
+@click.option("-v", "--verbose", is_flag=True, help="Show what every step does.")
+def starloom(verbose: bool) -> None:
+    """From raw code and conversations to a fine-tuned, evaluated coding assistant."""
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("pipelines").setLevel(level)
+
+
+@starloom.command()
+@click.argument("recipe")
+@click.option("--data", metavar="PATH", help="A local path instead of the recipe's source.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key.")
+@click.option("--smoke", is_flag=True, help="Seconds: a tiny random model and few records.")
+@click.option("--force", is_flag=True, help="Train again; the finished run is set aside.")
+@click.option("--publish", is_flag=True, help="Copy an accepted model to data/models.")
+def run(
+    recipe: str,
+    data: str | None,
+    overrides: tuple[str, ...],
+    smoke: bool,
+    force: bool,
+    publish: bool,
+) -> None:
+    """Run a recipe here, without a server: data, training, evaluation, report.
+
+    Exit code 3: the model is not better than step 0 by the recipe's margin.
+    """
+    from pipelines.local import finetune
+    from pipelines.overrides import parse_override
+
+    finished = finetune(
+        recipe,
+        data=data,
+        overrides=dict(parse_override(text) for text in overrides),
+        smoke=smoke,
+        force=force,
+        publish_model=publish,
+    )
+    path = finished.run.path
+    click.echo(f"run     {finished.run.name}{' (finished before, reused)' * finished.reused}")
+    click.echo(f"gate    {finished.verdict.reason}")
+    for label, file in (("model", "model"), ("report", "report.md"), ("loss", "loss.png")):
+        click.echo(f"{label:7} {path / file}")
+    if finished.published:
+        click.echo(f"publish {finished.published}")
+    if not finished.verdict.accepted:
+        sys.exit(REJECTED)
+
+
+@starloom.command()
+@click.argument("run_name", metavar="RUN")
+@click.argument("prompt")
+@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(1))
+@click.option(
+    "--temperature", default=0.0, show_default=True, type=click.FloatRange(0), help="0: greedy."
+)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--raw", is_flag=True, help="Send the text as it is, without the template.")
+def generate(
+    run_name: str, prompt: str, max_new_tokens: int, temperature: float, seed: int, raw: bool
+) -> None:
+    """Complete a prompt with a run's model (RUN: a name, its beginning, or `latest`)."""
+    from pipelines.plan import data_root
+    from pipelines.runs import find_run
+    from pipelines.serve.generate import generate as complete
+
+    found = find_run(data_root() / "runs", run_name)
+    text = complete(
+        found, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, raw=raw
+    )
+    click.echo(text)
+
+
+@starloom.command()
+@click.argument("stage")
+@click.option("--recipe", help="Compare the builds of this recipe only.")
+def why(stage: str, recipe: str | None) -> None:
+    """Say why a data stage was built again: what of its key changed."""
+    from pipelines.plan import STAGES, open_store
+    from pipelines.why import explain_rebuild
+
+    names = [each.name for each in STAGES]
+    if stage not in names:
+        hint = did_you_mean(stage, names)
+        raise StarloomError(f"no stage {stage!r}{hint} (stages: {', '.join(names)})")
+    for line in explain_rebuild(open_store(), stage, recipe):
+        click.echo(line)
+
+
+@starloom.command()
+@click.argument("run_name", metavar="RUN")
+@click.option("--records", is_flag=True, help="Every training record as JSON lines.")
+def trace(run_name: str, records: bool) -> None:
+    """Trace a run's model back to its stages, records, urls and licenses."""
+    from pipelines.lineage import build_lineage, records_of_run, trace_text
+    from pipelines.plan import data_root, open_store
+    from pipelines.runs import find_run
+
+    found, store = find_run(data_root() / "runs", run_name), open_store()
+    if records:
+        for record in records_of_run(found, store):
+            click.echo(json.dumps(record, ensure_ascii=False))
+    else:
+        click.echo(trace_text(build_lineage(found, store)))
+
+
+@starloom.command()
+@click.argument("recipe")
+@click.option("--data", metavar="PATH", help="A local path instead of the recipe's source.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key.")
+@click.option("--smoke", is_flag=True, help="Check the smoke form of the recipe.")
+def doctor(recipe: str, data: str | None, overrides: tuple[str, ...], smoke: bool) -> None:
+    """Check what a recipe needs on this machine, before any long work."""
+    from pipelines.overrides import parse_override
+    from pipelines.plan import data_root
+    from pipelines.preflight import GB, check, count_gpus, estimate_disk
+    from pipelines.recipe import load_recipe
+
+    changes: dict[str, Any] = dict(parse_override(text) for text in overrides)
+    loaded = load_recipe(recipe, data=data, overrides=changes, smoke=smoke)
+    check(loaded, data_root(), train_here=True)
+    click.echo(f"recipe   {loaded.name}: {loaded.description}")
+    click.echo(f"hardware {loaded.hardware} ({count_gpus()} GPUs here)")
+    click.echo(f"disk     about {estimate_disk(loaded) / GB:.1f} GB below {data_root()}")
+    click.echo("ready")
+
+
+@starloom.group()
+def data() -> None:
+    """Check and clean what is stored."""
+
+
+@data.command()
+def verify() -> None:
+    """Hash every stored stage again and name the damaged ones."""
+    from pipelines.errors import StoreError
+    from pipelines.plan import open_store
+
+    problems = open_store().verify()
+    if problems:
+        listed = "; ".join(f"{folder}: {problem}" for folder, problem in problems.items())
+        raise StoreError(f"{len(problems)} damaged: {listed} (the next run builds them again)")
+    click.echo("every stored stage matches its manifest")
+
+
+def main() -> None:
+    """Run the command line; what a user can cause ends in one line, not a traceback."""
+    try:
+        starloom(standalone_mode=False)
+    except StarloomError as error:
+        _fail(str(error), 1)
+    except click.exceptions.Abort:
+        _fail("interrupted; run the same command again to go on", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+
+
+def _fail(text: str, code: int) -> None:
+    click.echo(f"starloom: {text}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Runs a whole recipe on this machine, without a server: the same plan that the flows execute."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.evals.card import write_card
+from pipelines.evals.launch import evaluate
+from pipelines.evals.publish import publish
+from pipelines.evals.scorecard import Verdict, verdict
+from pipelines.plan import Refs, data_root, open_store, prepare
+from pipelines.preflight import check
+from pipelines.recipe import load_recipe
+from pipelines.runs import Run, open_run
+from pipelines.training.launch import launch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A finished run, whether its model is better than step 0, and where it was published."""
+
+    run: Run
+    verdict: Verdict
+    reused: bool
+    published: Path | None = None
+
+
+def finetune(
+    recipe_name: str,
+    *,
+    data: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    smoke: bool = False,
+    force: bool = False,
+    publish_model: bool = False,
+) -> Finished:
+    """Prepare, train, evaluate, gate, card. Whatever is finished already is reused."""
+    recipe = load_recipe(recipe_name, data=data, overrides=overrides, smoke=smoke)
+    check(recipe, data_root(), train_here=True)
+    store = open_store(recipe.name)
+    refs: Refs = {}
+    for ref in prepare(recipe, store):
+        refs[ref.stage] = ref
+        how = (
+            f"cached, saved {ref.seconds:.1f} s" if ref.cached else f"built in {ref.seconds:.1f} s"
+        )
+        logger.info("%-10s %8d rows  %s", ref.stage, ref.rows, how)
+    run = open_run(recipe, refs, data_root() / "runs", force=force)
+    reused = run.trained
+    logger.info("train      %s", "finished before, reused" if reused else run.path)
+    result = launch(run, store, on_progress=_log_progress)
+    logger.info("train      %d steps in %.0f s", result["global_step"], result["seconds"])
+    decision = verdict(evaluate(run, store))
+    logger.info("gate       %s", decision.reason)
+    write_card(run, store)
+    published = publish(run) if publish_model and decision.accepted else None
+    return Finished(run, decision, reused, published)
+
+
+def _log_progress(state: dict[str, Any]) -> None:
+    logger.info("train      %s", "  ".join(f"{key} {value}" for key, value in state.items()))

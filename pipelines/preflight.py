@@ -1,0 +1,132 @@
+"""Checks before any long work: what is missing is said in one line, all of it at once."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from pipelines.errors import PreflightError
+from pipelines.recipe import Recipe, load_hardware
+from pipelines.sources import check_sources
+
+GB = 10**9
+# Weights, their Adam moments and a gradient copy, in the checkpoint of the widest strategy.
+CHECKPOINT_BYTES_PER_PARAMETER = 16
+STAGES_BYTES = GB // 2
+
+
+def check(recipe: Recipe, root: Path, *, train_here: bool = False) -> None:
+    """Raise PreflightError naming everything this recipe lacks on this machine.
+
+    `train_here` also checks the recipe's hardware; leave it False where another node trains.
+    """
+    problems = [*_source_problems(recipe), *_model_problems(recipe), *disk_problems(recipe, root)]
+    if train_here:
+        problems += hardware_problems(recipe)
+    if problems:
+        raise PreflightError(f"recipe {recipe.name}: " + "; ".join(problems))
+
+
+def _source_problems(recipe: Recipe) -> list[str]:
+    try:
+        check_sources(recipe)
+    except PreflightError as error:
+        return [str(error)]
+    return []
+
+
+def disk_problems(recipe: Recipe, root: Path) -> list[str]:
+    """Compare the free space at the data root with the estimate."""
+    needed = estimate_disk(recipe)
+    existing = next(path for path in (root, *root.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free >= needed:
+        return []
+    problem = f"{root}: {free / GB:.1f} GB free, about {needed / GB:.1f} GB needed"
+    return [f"{problem}; free some space or set STARLOOM_DATA to a folder on another disk"]
+
+
+def estimate_disk(recipe: Recipe) -> int:
+    """Return the bytes a run may need: data stages, checkpoints (one more while saving), model."""
+    parameters = count_parameters(recipe)
+    checkpoints = (recipe.training.save_total_limit + 1) * CHECKPOINT_BYTES_PER_PARAMETER
+    return STAGES_BYTES + parameters * (checkpoints + 4)
+
+
+def count_parameters(recipe: Recipe) -> int:
+    """Return the parameters of a model from `config` (GPTBigCode, tied head); 0 where unknown.
+
+    Per layer: c_attn n(n + 2n/h), both projections and c_fc 9n^2, biases and norms about 13n.
+    """
+    config = recipe.model.config
+    if config is None:
+        return 0
+    n, vocab = config.n_embd, recipe.tokenizer.train_vocab_size or 49_152
+    head = n // config.n_head
+    layer = n * (n + 2 * head) + 9 * n * n + 13 * n
+    return config.n_layer * layer + (vocab + config.n_positions) * n
+
+
+def hardware_problems(recipe: Recipe) -> list[str]:
+    """Say where this machine has fewer GPUs than the recipe's hardware file names."""
+    hardware = load_hardware(recipe.hardware)
+    if hardware.device == "cpu":
+        return []
+    found = count_gpus()
+    if found >= hardware.processes_per_node:
+        return []
+    problem = (
+        f"hardware {recipe.hardware!r} needs {hardware.processes_per_node} GPU(s), {found} here"
+    )
+    return [f"{problem}; choose another with --set hardware=NAME, or try `--smoke` on CPU"]
+
+
+def count_gpus() -> int:
+    """Return the number of NVIDIA GPUs the driver lists, without importing torch."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+def _model_problems(recipe: Recipe) -> list[str]:
+    """Check that the base model is a readable folder, cached, or open to us on the hub."""
+    name = recipe.model.model_name_or_path
+    if name is None:
+        return []
+    if Path(name).is_dir():
+        return _folder_problems(Path(name))
+    if name.startswith((".", "/", "~")):
+        return [f"model.model_name_or_path: no folder {name!r}"]
+    return _hub_problems(name, recipe.model.revision)
+
+
+def _folder_problems(folder: Path) -> list[str]:
+    if not (folder / "config.json").is_file():
+        return [f"model folder {folder}: no config.json, so it is not a transformers model"]
+    if not list(folder.glob("*.safetensors")):
+        return [f"model folder {folder}: no *.safetensors (pickle weights are refused)"]
+    return []
+
+
+def _hub_problems(name: str, revision: str | None) -> list[str]:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return []
+    page = f"https://huggingface.co/{name}"
+    local = "or set model.model_name_or_path to a local folder, or try `--smoke`"
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return [f"model {name!r} is not in the local cache and HF_HUB_OFFLINE is set; {local}"]
+    try:
+        HfApi().model_info(name, revision=revision, timeout=10)
+    except GatedRepoError:
+        return [f"model {name!r} is gated: accept its license on {page}, `hf auth login`, {local}"]
+    except RepositoryNotFoundError:
+        return [f"model {name!r} does not exist or needs a login: see {page}; {local}"]
+    except (HfHubHTTPError, OSError) as error:
+        return [f"model {name!r}: the hub cannot be reached ({type(error).__name__}); {local}"]
+    except Exception as error:  # noqa: BLE001 - httpx errors share no base with OSError
+        return [f"model {name!r}: the hub cannot be reached ({type(error).__name__}); {local}"]
+    return []
