@@ -110,7 +110,7 @@ def set_dotted(values: dict[str, Any], key: str, value: Any) -> str | None:
         if isinstance(node, list):
             if not part.isdigit() or int(part) >= len(node):
                 return (
-                    f"{key}: {part!r} is not one of the {len(node)} entries (0 to {len(node) - 1})"
+                    f"{key}: {part!r} is not one of the {len(node)} entries, counted from 0"
                 )
             node = node[int(part)]
         elif isinstance(node, dict):
@@ -121,7 +121,7 @@ def set_dotted(values: dict[str, Any], key: str, value: Any) -> str | None:
             return f"{key}: {part!r} is below {node!r}, which holds no keys"
     if isinstance(node, list):
         if not last.isdigit() or int(last) >= len(node):
-            return f"{key}: {last!r} is not one of the {len(node)} entries (0 to {len(node) - 1})"
+            return f"{key}: {last!r} is not one of the {len(node)} entries, counted from 0"
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value

@@ -1,0 +1,45 @@
+"""Every test is hermetic: its own data root, no network, no telemetry."""
+
+import os
+import socket
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "")
+
+
+@pytest.fixture(autouse=True)
+def data_root(tmp_path, monkeypatch):
+    """Point the data root at a temporary folder."""
+    root = tmp_path / "data-root"
+    monkeypatch.setenv("STARLOOM_DATA", str(root))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Refuse every connection that would leave this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if isinstance(address, tuple) and address[0] not in LOCAL:
+            raise OSError(f"tests are offline, but something connects to {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real data sets; tests that need it skip where it is not given."""
+    from pathlib import Path
+
+    folder = os.environ.get("STARLOOM_REAL_DATA")
+    if not folder:
+        pytest.skip("STARLOOM_REAL_DATA is not set: no real data on this machine")
+    return Path(folder)

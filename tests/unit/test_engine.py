@@ -1,0 +1,68 @@
+"""The shard engine: same bytes on any runner, lost workers cost their own shard."""
+
+import pytest
+
+from pipelines.engine import Job, Work
+from pipelines.manifest import sha256_file
+from tests.assets.shard_functions import die_always, die_once, double
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    made = []
+    for number in range(5):
+        path = tmp_path / f"in-{number}"
+        path.write_text("".join(f"{number}-{line}\n" for line in range(number + 1)))
+        made.append(Job(f"out-{number}.txt", (path,)))
+    return made
+
+
+def run(folder, jobs, function=double, workers=1, runner="threads", **params):
+    folder.mkdir(exist_ok=True)
+    return Work(folder, workers=workers).map(function, jobs, params, runner=runner)
+
+
+def test_the_result_is_the_same_for_any_runner_and_number_of_workers(tmp_path, jobs):
+    alone = run(tmp_path / "one", jobs)
+    threads = run(tmp_path / "threads", jobs, workers=3)
+    processes = run(tmp_path / "processes", jobs, workers=2, runner="processes")
+
+    assert threads == alone
+    assert processes == alone
+    assert [report.shard.file for report in alone] == [job.file for job in jobs]
+
+
+def test_a_killed_worker_process_costs_only_unfinished_shards(tmp_path, jobs):
+    alone = run(tmp_path / "one", jobs)
+    survived = run(
+        tmp_path / "two", jobs, die_once, 2, "processes", marker=str(tmp_path / "marker")
+    )
+
+    assert survived == alone
+    assert (tmp_path / "marker").exists()
+
+
+def test_workers_that_always_die_end_in_an_error_that_says_what_to_do(tmp_path, jobs):
+    with pytest.raises(RuntimeError, match="died three times while making out-0.txt; .* lower"):
+        run(tmp_path / "x", jobs, die_always, 2, "processes")
+
+
+def test_a_shard_changed_after_it_was_finished_is_made_again(tmp_path, jobs):
+    before = run(tmp_path / "x", jobs)
+    (tmp_path / "x" / "out-1.txt").write_text("tampered with")
+
+    after = run(tmp_path / "x", jobs)
+
+    assert after == before
+    assert sha256_file(tmp_path / "x" / "out-1.txt") == before[1].shard.sha256
+
+
+def test_samples_are_capped_for_each_reason(tmp_path, jobs):
+    work = Work(tmp_path)
+    reports = run(tmp_path / "x", jobs) * 10
+
+    samples = work.samples(reports)
+
+    assert list(samples) == ["first"]
+    assert len(samples["first"]) == 20
+    assert samples["first"][1] == {"id": "1-0", "reason": "first", "detail": ""}

@@ -1,0 +1,163 @@
+"""Recipes: every shipped one loads, every mistake is explained, all at once."""
+
+import re
+from importlib import resources
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from pipelines.errors import RecipeError
+from pipelines.overrides import parse_override
+from pipelines.recipe import (
+    Recipe,
+    hardware_names,
+    load_hardware,
+    load_recipe,
+    recipe_names,
+)
+
+
+def test_these_recipes_are_shipped():
+    assert recipe_names() == [
+        "code-alpaca",
+        "gpteacher",
+        "oasst",
+        "quickstart",
+        "scikit-learn",
+        "stack-exchange",
+    ]
+    assert hardware_names() == ["cpu", "gpu", "zero3"]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("smoke", [False, True])
+def test_every_recipe_loads_and_names_itself(name, smoke):
+    recipe = load_recipe(name, smoke=smoke)
+
+    assert recipe.name == name
+    assert load_hardware(recipe.hardware).device == (
+        "cpu" if smoke or name == "quickstart" else "cuda"
+    )
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_fits_a_screen_and_says_how_to_run_it(name):
+    text = resources.files("pipelines.recipes").joinpath(f"{name}.yaml").read_text()
+
+    assert len(text.splitlines()) <= 60
+    assert f"prefect deployment run finetune/{name}" in text
+
+
+def test_a_resolved_recipe_round_trips_through_yaml():
+    recipe = load_recipe("oasst")
+
+    assert (
+        Recipe.model_validate(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json"))))
+        == recipe
+    )
+
+
+def test_recipes_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        load_recipe("quickstart").training.max_steps = 3
+
+
+def test_an_unknown_recipe_is_answered_with_the_closest_and_the_list():
+    with pytest.raises(RecipeError) as error:
+        load_recipe("quickstrt")
+
+    assert str(error.value) == (
+        "unknown recipe 'quickstrt', did you mean 'quickstart'? (there are: code-alpaca, "
+        "gpteacher, oasst, quickstart, scikit-learn, stack-exchange; or give the path of a "
+        ".yaml file)"
+    )
+
+
+def test_all_problems_are_reported_at_once_with_what_may_be_meant():
+    with pytest.raises(RecipeError) as error:
+        load_recipe(
+            "quickstart",
+            overrides={
+                "training.learnin_rate": 1,
+                "sources.0.licence": "MIT",
+                "sources.4.path": "x",
+                "training.max_steps": "many",
+                "hardware": "cpi",
+                "name.x": 1,
+            },
+        )
+
+    assert str(error.value).split("; ") == [
+        "recipe quickstart: sources.4.path: '4' is not one of the 1 entries, counted from 0",
+        "name.x: 'x' is below 'quickstart', which holds no keys",
+        "sources.0.licence: unknown key, did you mean 'license'?",
+        (
+            "training.max_steps: Input should be a valid integer, unable to parse string as an "
+            "integer, got 'many'"
+        ),
+        "training.learnin_rate: unknown key, did you mean 'learning_rate'?",
+        "hardware: no such hardware, did you mean 'cpu'? (there are: cpu, gpu, zero3), got 'cpi'",
+    ]
+
+
+def test_sections_that_do_not_fit_together_are_refused():
+    with pytest.raises(RecipeError, match="block_size 4096 is above model.config.n_positions 512"):
+        load_recipe("quickstart", overrides={"tokenization.block_size": 4096})
+    with pytest.raises(RecipeError, match="leave nothing to train on"):
+        load_recipe("quickstart", overrides={"split.test": 0.95})
+    with pytest.raises(RecipeError, match="give either model_name_or_path or config"):
+        load_recipe("quickstart", overrides={"model.model_name_or_path": "x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("training.learning_rate=2e-5", ("training.learning_rate", 2e-5)),
+        ("sources.0.path=/a=b", ("sources.0.path", "/a=b")),
+        ("fim.fim_rate=0", ("fim.fim_rate", 0)),
+        ("adapter=null", ("adapter", None)),
+        ("curation.languages=[en, de]", ("curation.languages", ["en", "de"])),
+        ("training.gradient_checkpointing=false", ("training.gradient_checkpointing", False)),
+    ],
+)
+def test_an_override_splits_on_the_first_equals_sign_and_reads_yaml(text, expected):
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["training.max_steps", "=3", "a=[1"])
+def test_a_malformed_override_shows_the_form(text):
+    with pytest.raises(RecipeError, match=re.escape(f"--set {text!r}")):
+        parse_override(text)
+
+
+def test_local_data_replaces_the_source_and_its_name():
+    (source,) = load_recipe("quickstart", data="/tmp/My Project").sources
+
+    assert (source.type, source.id, source.path, source.distribution) == (
+        "repository",
+        "my-project",
+        "/tmp/My Project",
+        None,
+    )
+
+
+def test_smoke_keeps_a_given_tokenizer_and_caps_the_records():
+    recipe = load_recipe("oasst", smoke=True, overrides={"tokenizer.train_vocab_size": 600})
+
+    assert recipe.model.model_name_or_path is None
+    assert recipe.tokenizer.train_vocab_size == 600
+    assert recipe.sources[0].max_records == 300
+    assert recipe.template.name == "starchat"
+
+
+def test_a_recipe_file_that_is_no_mapping_is_a_clear_error(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("- a\n")
+    with pytest.raises(RecipeError, match="expected keys and values, got list"):
+        load_recipe(str(path))
+    path.write_text("a: [\n")
+    with pytest.raises(RecipeError, match="not valid YAML"):
+        load_recipe(str(path))
+    with pytest.raises(RecipeError, match="no such recipe file"):
+        load_recipe(str(tmp_path / "none.yaml"))
