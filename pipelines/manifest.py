@@ -6,6 +6,7 @@ stage that filters. The chain of manifests through `upstream` is the lineage.
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -108,7 +109,10 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest into a stage folder that is not yet published."""
-        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False))
+        with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(self), indent=1, ensure_ascii=False))
+            file.flush()
+            os.fsync(file.fileno())
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -1,0 +1,122 @@
+"""The command line: one screen of help, errors in one line, names as the flows use them."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from pipelines import cli
+from pipelines.errors import StarloomError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def starloom(*arguments):
+    return CliRunner().invoke(cli.starloom, arguments)
+
+
+def test_help_fits_one_screen_and_lists_exactly_these_commands():
+    shown = starloom("--help")
+
+    assert len(shown.output.splitlines()) <= 30
+    assert set(cli.starloom.list_commands(click.Context(cli.starloom))) == {
+        "run", "generate", "why", "trace", "doctor", "data", "up", "down", "status",
+    }  # fmt: skip
+
+
+def test_run_takes_the_same_names_as_the_finetune_flow():
+    from flows.finetune import finetune
+
+    options = [each.name for each in cli.run.params]
+
+    assert options == ["recipe", "data", "overrides", "smoke", "force", "publish"]
+    assert list(inspect.signature(finetune.fn).parameters) == options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["run", "quickstrt"], "unknown recipe 'quickstrt', did you mean 'quickstart'?"),
+        (["run", "quickstart", "--set", "x"], "--set 'x': expected KEY=VALUE"),
+        (["run", "quickstart", "--set", "fim.fimrate=1"], "fim.fimrate: unknown key, did you mean"),
+        (["why", "tokenise"], "no stage 'tokenise', did you mean 'tokenize'?"),
+        (["trace", "latest"], "no run 'latest'"),
+        (["generate", "nothing", "x"], "no run 'nothing'"),
+        (["doctor", "oasst"], "source type 'oasst'"),
+        (["run", "quickstart", "--data", "/nowhere/x"], "/nowhere/x"),
+        (["rum", "quickstart"], "No such command 'rum', did you mean 'run'?"),
+    ],
+)
+def test_what_a_user_can_get_wrong_is_one_line_without_a_traceback(
+    arguments, text, monkeypatch, capfd
+):
+    monkeypatch.setattr(sys, "argv", ["starloom", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    error = capfd.readouterr().err
+
+    assert stopped.value.code in (1, 2)
+    assert text in error
+    assert "Traceback" not in error
+    if stopped.value.code == 1:
+        assert len(error.strip().splitlines()) == 1
+
+
+def test_a_rejected_model_ends_with_exit_code_3(monkeypatch, tmp_path):
+    from pipelines import local
+    from pipelines.evals.scorecard import Verdict
+    from pipelines.runs import Run
+
+    finished = local.Finished(Run(tmp_path / "r-1"), Verdict(False, "rejected: worse"), False)
+    monkeypatch.setattr(local, "finetune", lambda *arguments, **options: finished)
+
+    shown = starloom("run", "quickstart")
+
+    assert shown.exit_code == 3
+    assert "rejected: worse" in shown.output
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    from pipelines import local
+
+    def broken(*arguments, **options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(local, "finetune", broken)
+    monkeypatch.setattr(sys, "argv", ["starloom", "run", "quickstart"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_verify_names_damaged_stages(data_root):
+    from pipelines.engine import Built, Job, Outcome
+    from pipelines.manifest import Counts
+    from pipelines.plan import open_store
+    from pipelines.store import StageSpec
+
+    def write(inputs, output, params):
+        output.write_text("x")
+        return Outcome(Counts())
+
+    store = open_store()
+    ref = store.build(
+        StageSpec("collect", {}, "c"), lambda work: Built((work.one(write, Job("a", ()), {}),))
+    )
+    assert starloom("data", "verify").output == "every stored stage matches its manifest\n"
+    (store.path(ref) / "a").write_text("y")
+
+    with pytest.raises(StarloomError, match="1 damaged: collect/.*a does not match its sha256"):
+        CliRunner().invoke(cli.starloom, ["data", "verify"], catch_exceptions=False)
+
+
+def test_the_installed_command_answers():
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "starloom"), "--version"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    assert done.stdout.startswith("starloom, version 0.1.0")
