@@ -51,7 +51,7 @@ def test_the_dag_of_the_readme_is_the_plan():
 
 def test_the_recipe_table_lists_every_recipe():
     assert (
-        sorted(re.findall(r"^\| `([a-z-]+)` \| .*(?:GPTBig|bigcode)", README, re.M))
+        sorted(re.findall(r"^\| `([a-z-]+)` \| .*(?:GPTBig|bigcode)", README, re.MULTILINE))
         == recipe_names()
     )
 
@@ -59,7 +59,7 @@ def test_the_recipe_table_lists_every_recipe():
 @pytest.mark.parametrize(("page", "words"), commands(), ids=lambda value: str(value)[:60])
 def test_every_command_in_the_docs_is_one_that_exists(page, words):
     if words[0] == "make":
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert words[1] in targets
     elif words[0] == "starloom":
         check_starloom(words[1:])
