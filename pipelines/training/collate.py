@@ -1,0 +1,122 @@
+"""Packed rows from disk to batches in which documents cannot see each other.
+
+A batch carries input_ids, labels and position_ids that restart with every document, and never an
+attention_mask: with one, transformers would let packed documents attend to each other.
+"""
+
+import bisect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipelines.errors import StoreError
+from pipelines.manifest import Manifest, Shard, sha256_file
+
+IGNORE_INDEX = -100
+COLUMNS = ("input_ids", "labels", "lengths")
+
+
+class PackedRow(NamedTuple):
+    """One row: token ids and labels, both [n], and the documents' lengths, which sum to n."""
+
+    input_ids: np.ndarray[Any, Any]
+    labels: np.ndarray[Any, Any]
+    lengths: np.ndarray[Any, Any]
+
+
+class PackedDataset:
+    """One split of a packed dataset, memory-mapped and read without copies."""
+
+    def __init__(self, folder: Path, split: str, *, rehash: bool = True) -> None:
+        """Open the shards of a split after checking each against the manifest.
+
+        Sizes and row counts are always checked, the sha256 unless `rehash` is False. Raises
+        StoreError naming the shard that differs, or the split that has no rows.
+        """
+        try:
+            manifest = Manifest.read(folder)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{folder}: no readable manifest of a packed dataset") from error
+        shards = [shard for shard in manifest.shards if shard.split == split and shard.rows]
+        if not shards:
+            raise StoreError(
+                f"{folder}: split {split!r} holds no rows; give it a larger share or more data"
+            )
+        self._batches: list[dict[str, _Lists]] = []
+        self._ends: list[int] = []
+        for shard in shards:
+            self._open(folder / shard.file, shard, rehash=rehash)
+
+    def _open(self, path: Path, shard: Shard, *, rehash: bool) -> None:
+        if not path.exists():
+            raise StoreError(f"{path}: missing; run the same command again to rebuild it")
+        if path.stat().st_size != shard.bytes or (rehash and sha256_file(path) != shard.sha256):
+            raise StoreError(
+                f"{path}: does not match its manifest; run the same command again to rebuild it"
+            )
+        before = len(self)
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+            for batch in reader:
+                self._batches.append({name: _Lists(batch.column(name)) for name in COLUMNS})
+                self._ends.append(len(self) + batch.num_rows)
+        if len(self) - before != shard.rows:
+            raise StoreError(f"{path}: holds {len(self) - before} rows, expected {shard.rows}")
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> PackedRow:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect.bisect_right(self._ends, index)
+        row = index - (self._ends[number - 1] if number else 0)
+        return PackedRow(*(self._batches[number][name][row] for name in COLUMNS))
+
+
+class _Lists:
+    """A list column as numpy views: [] slices the values of one row without a copy."""
+
+    def __init__(self, column: Any) -> None:
+        self._values = column.values.to_numpy(zero_copy_only=True)
+        self._offsets = column.offsets.to_numpy(zero_copy_only=True)
+
+    def __getitem__(self, row: int) -> np.ndarray[Any, Any]:
+        view: np.ndarray[Any, Any] = self._values[self._offsets[row] : self._offsets[row + 1]]
+        return view
+
+
+class Collator:
+    """Rows to a batch of [rows, longest row] int64 tensors.
+
+    The label of each document's first token is IGNORE_INDEX: after the model's shift it would be
+    predicted from the document before. Short rows end in one more document of pad tokens.
+    """
+
+    def __init__(self, pad_id: int) -> None:
+        """Keep the id that fills short rows."""
+        self._pad_id = pad_id
+
+    def __call__(self, rows: Sequence[PackedRow]) -> dict[str, torch.Tensor]:
+        """Return input_ids, labels and position_ids."""
+        shape = (len(rows), max(len(row.input_ids) for row in rows))
+        input_ids = np.full(shape, self._pad_id, dtype=np.int64)
+        labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
+        position_ids = np.empty(shape, dtype=np.int64)
+        for number, row in enumerate(rows):
+            size = len(row.input_ids)
+            starts = np.cumsum(row.lengths, dtype=np.int64) - row.lengths
+            input_ids[number, :size] = row.input_ids
+            labels[number, :size] = row.labels
+            labels[number, starts] = IGNORE_INDEX
+            firsts = np.repeat(starts, row.lengths)
+            position_ids[number, :size] = np.arange(size) - firsts
+            position_ids[number, size:] = np.arange(shape[1] - size)
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "labels": torch.from_numpy(labels),
+            "position_ids": torch.from_numpy(position_ids),
+        }

@@ -1,0 +1,238 @@
+"""Models of recipes: the same weights everywhere, new tokens, adapters, and what is saved."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTBigCodeConfig
+
+from pipelines.errors import RecipeError, TrainingError
+from pipelines.training.models import (
+    build_model,
+    check_targets,
+    count_parameters,
+    load_tokenizer,
+    load_trained,
+    save_trained,
+)
+from tests.assets.training_runs import make_recipe, write_tokenizer
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn", "c_proj", "c_fc"]}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer):
+    """A base model folder: 384 rows, its own tokenizer with 300 ids."""
+    folder = tmp_path_factory.mktemp("base")
+    build_model(make_recipe(), tokenizer).save_pretrained(folder)
+    write_tokenizer(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attn_pdrop": 0.1}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(tmp_path_factory, tokenizer):
+    """The same tokenizer with more control tokens than the base model has spare rows."""
+    folder = tmp_path_factory.mktemp("chat")
+    larger = AutoTokenizer.from_pretrained(tokenizer)
+    larger.add_special_tokens({"extra_special_tokens": [f"<|t{i}|>" for i in range(100)]})
+    larger.save_pretrained(folder)
+    return folder
+
+
+def from_base(base, adapter=None, **overrides):
+    return make_recipe(
+        model={"model_name_or_path": str(base), "dtype": "float32"}, adapter=adapter, **overrides
+    )
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_a_model_from_scratch_has_the_recipes_shape_and_the_tokenizers_ids(tokenizer):
+    model = build_model(make_recipe(), tokenizer)
+    config = model.config
+
+    assert config.vocab_size == 384  # 300 ids, padded to a multiple of 128
+    assert (config.n_layer, config.n_head, config.n_embd, config.n_positions) == (2, 2, 32, 64)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (0, 0, 4)
+    assert (config.attn_pdrop, config.embd_pdrop, config.resid_pdrop) == (0, 0, 0)
+    assert model.dtype == torch.float32
+    assert model.generation_config.eos_token_id == 0
+
+
+def test_the_same_recipe_gives_the_same_weights_whatever_was_drawn_before(tokenizer):
+    first = weights(build_model(make_recipe(), tokenizer))
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    again = weights(build_model(make_recipe(), tokenizer))
+    other = weights(build_model(make_recipe(training__seed=1), tokenizer))
+
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert not torch.equal(first["transformer.wte.weight"], other["transformer.wte.weight"])
+
+
+def test_a_base_model_keeps_its_weights_and_loses_its_dropout(base, tokenizer):
+    model = build_model(from_base(base), tokenizer)
+    scratch = weights(build_model(make_recipe(), tokenizer))
+
+    assert model.config.attn_pdrop == 0
+    assert all(torch.equal(tensor, scratch[name]) for name, tensor in weights(model).items())
+
+
+def test_new_tokens_start_at_the_mean_of_the_known_rows_in_a_padded_vocabulary(
+    base, chat_tokenizer
+):
+    model = build_model(from_base(base), chat_tokenizer)
+    rows = model.get_input_embeddings().weight
+
+    assert rows.shape[0] == 512  # 400 ids
+    assert model.get_output_embeddings().weight is rows
+    old = AutoModelForCausalLM.from_pretrained(base).get_input_embeddings().weight
+    assert torch.equal(rows[:300], old[:300])
+    assert torch.allclose(rows[300:], old[:300].mean(0).expand(212, -1), atol=1e-6)
+
+
+def test_an_adapter_trains_its_matrices_and_the_rows_of_new_tokens_only(base, chat_tokenizer):
+    model = build_model(from_base(base, LORA), chat_tokenizer)
+
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    kinds = {n.split(".")[-3] if "lora" in n else n.split(".")[-2] for n in trained}
+
+    # r (inputs + outputs) of c_attn, both c_proj and c_fc in two layers, and 100 rows of 32.
+    lora = 2 * 4 * ((32 + 64) + (32 + 32) + (32 + 128) + (128 + 32))
+    assert kinds == {"lora_A", "lora_B", "trainable_tokens_delta"}
+    assert count_parameters(model)[1] == lora + 100 * 32
+
+
+def test_a_known_tokenizer_adds_no_trained_rows(base, tokenizer):
+    model = build_model(from_base(base, LORA), tokenizer)
+    assert {n.split(".")[-3] for n, p in model.named_parameters() if p.requires_grad} == {
+        "lora_A",
+        "lora_B",
+    }
+
+
+def test_a_target_that_matches_no_layer_is_refused_with_what_there_is(base, tokenizer):
+    recipe = from_base(base, LORA | {"target_modules": ["c_proj", "q_attn"]})
+
+    with pytest.raises(RecipeError) as error:
+        build_model(recipe, tokenizer)
+
+    assert str(error.value) == (
+        "adapter.target_modules: 'q_attn' matches no layer, did you mean 'c_attn'? "
+        "(this gpt_bigcode has: c_attn, c_fc, c_proj, lm_head)"
+    )
+
+
+def test_the_adapter_of_starcoderbase_1b_has_the_published_size():
+    from peft import LoraConfig, get_peft_model
+
+    shape = {"n_layer": 24, "n_head": 16, "n_embd": 2048, "n_inner": 8192, "n_positions": 8192}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(GPTBigCodeConfig(vocab_size=49152, **shape))
+        targets = ("c_attn", "c_proj", "c_fc")
+        assert check_targets(model, targets) == {"c_attn": 24, "c_proj": 48, "c_fc": 24}
+        model = get_peft_model(model, LoraConfig(r=8, target_modules=list(targets)))
+
+    assert count_parameters(model)[1] == 5_554_176
+
+
+def test_a_foreign_tokenizer_is_refused(base, tokenizer, tmp_path):
+    text = (tokenizer / "tokenizer.json").read_text().replace('"filler', '"other')
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        content = text if name == "tokenizer.json" else (tokenizer / name).read_text()
+        (tmp_path / name).write_text(content)
+    vocabulary = json.loads(text)
+    ids = list(vocabulary["model"]["vocab"].items())
+    vocabulary["model"]["vocab"] = dict((n, 299 - i) for n, i in ids)
+    vocabulary["added_tokens"] = []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary))
+
+    with pytest.raises(RecipeError, match="use the model's own tokenizer"):
+        build_model(from_base(base), tmp_path)
+
+
+def test_a_tokenizer_that_pads_with_its_end_token_is_refused(tokenizer, tmp_path):
+    other = AutoTokenizer.from_pretrained(tokenizer)
+    other.pad_token = other.eos_token
+    other.save_pretrained(tmp_path)
+
+    with pytest.raises(TrainingError, match="pad token"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "pickle"])
+def test_a_base_that_is_not_there_or_only_a_pickle_is_refused(base, tokenizer, tmp_path, kind):
+    folder = tmp_path / "base"
+    if kind == "pickle":
+        folder.mkdir()
+        (folder / "config.json").write_text((base / "config.json").read_text())
+        torch.save({}, folder / "pytorch_model.bin")
+
+    with pytest.raises(TrainingError, match=r"model\.model_name_or_path .* cannot be loaded"):
+        build_model(from_base(folder), tokenizer)
+
+
+def test_more_tokens_than_positions_are_refused(base, tokenizer):
+    with pytest.raises(RecipeError, match="block_size 128 is above the 64 positions"):
+        build_model(from_base(base, tokenization__block_size=128), tokenizer)
+
+
+def test_a_full_model_is_saved_whole_with_its_tokenizer(tokenizer, tmp_path):
+    model = build_model(make_recipe(), tokenizer)
+    model.config.use_cache = False
+    before = weights(model)
+
+    save_trained(model, tmp_path / "model", tokenizer, "float32")
+
+    reloaded = load_trained(tmp_path / "model")
+    assert all(torch.equal(before[n], tensor) for n, tensor in weights(reloaded).items())
+    assert reloaded.config.use_cache
+    assert not reloaded.training
+    assert (reloaded.generation_config.eos_token_id, reloaded.generation_config.pad_token_id) == (
+        0,
+        4,
+    )
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+def test_an_adapter_is_saved_beside_the_merged_model_that_gives_the_same_logits(
+    base, chat_tokenizer, tmp_path
+):
+    from peft import PeftModel
+
+    recipe = from_base(base, LORA)
+    model = build_model(recipe, chat_tokenizer).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "trainable_tokens_delta" in name:
+                parameter += 0.05
+    ids = torch.tensor([[5, 6, 7, 399, 300]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+
+    save_trained(model, tmp_path / "model", chat_tokenizer, "float32")
+
+    merged = load_trained(tmp_path / "model")
+    fresh = build_model(from_base(base), chat_tokenizer)
+    adapted = PeftModel.from_pretrained(fresh, tmp_path / "model" / "adapter").eval()
+    with torch.no_grad():
+        assert torch.allclose(merged(input_ids=ids).logits, expected, atol=1e-5)
+        assert torch.allclose(adapted(input_ids=ids).logits, expected, atol=1e-5)
+    adapter = tmp_path / "model" / "adapter" / "adapter_model.safetensors"
+    assert adapter.stat().st_size < 100_000
