@@ -1,0 +1,215 @@
+"""Records become rows of pieces; the `format` stage.
+
+Pairs and dialogues go through the recipe's template. Code (`text`) longer than a block is cut into
+fragments, each fragment that is trained on gets its own fill-in-the-middle draw, and every fragment
+fits a block: nothing of a file is lost, and no sentinel is cut off.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer
+
+from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Work
+from pipelines.manifest import Counts
+from pipelines.recipe import Recipe
+from pipelines.recipe import Template as Settings
+from pipelines.records import Row, read_rows
+from pipelines.render.drops import Drops
+from pipelines.render.encode import encode_rows, in_batches, load_tokenizer
+from pipelines.render.fim import LEFT_TO_RIGHT, SENTINELS, Draw, draw_fim, render_text
+from pipelines.render.fragments import split_texts
+from pipelines.render.pieces import PIECE, Piece
+from pipelines.render.templates import Template, Unrenderable, get_template
+
+DEPENDS = ("tokenizers", "pyarrow")
+
+FORMAT_SCHEMA = pa.schema(
+    [
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("part", pa.int32(), nullable=False),
+        pa.field("fim", pa.string(), nullable=False),
+        pa.field("pieces", pa.list_(PIECE), nullable=False),
+    ]
+)
+# A cut inside a word or a run of blanks costs a few tokens more than the whole text has.
+FIM_MARGIN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Fragment:
+    """A stretch of a file; `ends` says that the file ends with it."""
+
+    owner: int  # the record's place in its batch
+    record_id: str
+    part: int
+    text: str
+    ends: bool
+
+
+@dataclass(slots=True)
+class _Shard:
+    """One shard in the making: its settings, and what is counted on the way."""
+
+    params: Params
+    tokenizer: Tokenizer
+    template: Template
+    drops: Drops = field(default_factory=Drops)
+    orders: Counter[str] = field(default_factory=Counter)
+    tally: Counter[str] = field(default_factory=Counter)
+
+
+def params(recipe: Recipe) -> dict[str, Any]:
+    """Return what the pieces depend on beyond the records and the tokenizer."""
+    return {
+        "template": recipe.template.model_dump(),
+        "fim": recipe.fim.model_dump(),
+        "block_size": recipe.tokenization.block_size,
+    }
+
+
+def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
+    """Render every shard. Only the train split is permuted: held-out code stays left to right."""
+    arguments = {**params(recipe), "tokenizer": str(inputs["tokenizer"].folder)}
+    held_out = {**arguments, "fim": {**arguments["fim"], "fim_rate": 0.0}}
+    jobs = [Job(shard.file, (path,), shard.split) for shard, path in inputs["split"].paths()]
+    train = work.map(format_shard, [job for job in jobs if job.split == "train"], arguments)
+    rest = work.map(format_shard, [job for job in jobs if job.split != "train"], held_out)
+    return Built((*train, *rest), _report((*train, *rest)))
+
+
+def format_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
+    """Render one Parquet shard of records into one of pieces."""
+    template = get_template(Settings(**params["template"]))
+    shard = _Shard(params, load_tokenizer(Path(params["tokenizer"])), template)
+    counts = Counts()
+    with pq.ParquetWriter(
+        output, FORMAT_SCHEMA, compression="zstd", compression_level=1, write_page_checksum=True
+    ) as writer:
+        for records in in_batches(read_rows(inputs[0]), _characters):
+            groups = _format_records(records, shard)
+            rows = [row for group in groups for row in group]
+            writer.write_table(pa.Table.from_pylist(rows, schema=FORMAT_SCHEMA))
+            used = sum(bool(group) for group in groups)
+            counts += Counts(rows_in=len(records), rows_out=len(rows), used=used)
+    counts += Counts(dropped=dict(shard.drops.counts))
+    extra = {
+        "records": counts.rows_in,
+        "rows": counts.rows_out,
+        "cut_files": shard.tally["cut_files"],
+        "fragments": shard.tally["fragments"],
+        "fim": {order: shard.orders[order] for order in ("none", "psm", "spm")},
+        "fim_did_not_fit": shard.tally["fim_did_not_fit"],
+    }
+    return Outcome(counts, rejects=tuple(shard.drops.samples), extra=extra)
+
+
+def _characters(record: Row) -> int:
+    turns = (turn["content"] for turn in record["messages"] or ())
+    return sum(len(text or "") for text in (record["text"], record["completion"], *turns))
+
+
+def _format_records(records: Sequence[Row], shard: _Shard) -> list[list[Row]]:
+    """Return the rows of each record, none for a dropped one."""
+    code = iter(_format_code([record for record in records if record["text"] is not None], shard))
+    return [
+        _format_pair(record, shard) if record["text"] is None else next(code) for record in records
+    ]
+
+
+def _format_pair(record: Row, shard: _Shard) -> list[Row]:
+    try:
+        pieces = shard.template.render(record)
+    except Unrenderable as error:
+        shard.drops.add(record["id"], f"template:{error.why}", str(error))
+        return []
+    return [_row(record, 0, "none", pieces)]
+
+
+def _format_code(records: Sequence[Row], shard: _Shard) -> list[list[Row]]:
+    """Return the rows of each record of code: one for every fragment."""
+    fragments = _fragments(records, shard)
+    rows: list[list[Row]] = [[] for _ in records]
+    for fragment, draw in zip(fragments, _draws_that_fit(fragments, shard), strict=True):
+        pieces = render_text(fragment.text, draw, ends=fragment.ends)
+        record = records[fragment.owner]
+        rows[fragment.owner].append(_row(record, fragment.part, draw.order, pieces))
+        shard.orders[draw.order] += 1
+    return rows
+
+
+def _fragments(records: Sequence[Row], shard: _Shard) -> list[_Fragment]:
+    room = shard.params["block_size"] - 1
+    if shard.params["fim"]["fim_rate"] > 0:
+        room -= len(SENTINELS) + FIM_MARGIN
+    found = []
+    groups = split_texts(shard.tokenizer, [record["text"] for record in records], room)
+    for owner, (record, texts) in enumerate(zip(records, groups, strict=True)):
+        if not record["text"].strip():
+            shard.drops.add(record["id"], "empty_text", "no code but blanks")
+            continue
+        last = len(texts) - 1
+        shard.tally["cut_files"] += last > 0
+        shard.tally["fragments"] += len(texts)
+        found += [
+            _Fragment(owner, record["id"], part, text, part == last)
+            for part, text in enumerate(texts)
+        ]
+    return found
+
+
+def _draws_that_fit(fragments: Sequence[_Fragment], shard: _Shard) -> list[Draw]:
+    """Draw for every fragment; one that is too long once permuted stays left to right."""
+    settings = shard.params["fim"]
+    draws = [
+        draw_fim(
+            fragment.record_id,
+            fragment.part,
+            len(fragment.text),
+            rate=settings["fim_rate"],
+            spm_rate=settings["fim_spm_rate"],
+            seed=settings["seed"],
+        )
+        for fragment in fragments
+    ]
+    permuted = [i for i, draw in enumerate(draws) if draw.order != "none"]
+    rendered = [render_text(fragments[i].text, draws[i]) for i in permuted]
+    for i, example in zip(permuted, encode_rows(shard.tokenizer, rendered), strict=True):
+        if len(example.input_ids) > shard.params["block_size"]:
+            draws[i] = LEFT_TO_RIGHT
+            shard.tally["fim_did_not_fit"] += 1
+    return draws
+
+
+def _row(record: Row, part: int, order: str, pieces: Sequence[Piece]) -> Row:
+    return {
+        "record_id": record["id"],
+        "source": record["source"],
+        "part": part,
+        "fim": order,
+        "pieces": [piece._asdict() for piece in pieces],
+    }
+
+
+def _report(shards: Sequence[ShardReport]) -> dict[str, Any]:
+    """Return the sums over the shards of each split, and what was dropped."""
+    splits: dict[str, dict[str, Any]] = {}
+    for report in shards:
+        total = splits.setdefault(report.shard.split, {"fim": Counter()})
+        for name, value in report.extra.items():
+            if name == "fim":
+                total["fim"].update(value)
+            else:
+                total[name] = total.get(name, 0) + value
+    for total in splits.values():
+        total["fim"] = dict(total["fim"])
+    return {
+        "splits": splits,
+        "dropped": sum((report.counts for report in shards), Counts()).dropped,
+    }

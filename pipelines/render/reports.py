@@ -1,0 +1,169 @@
+"""The token report and the mask audit: what a person checks before paying for a training run.
+
+Both are plain data, the same for the same dataset; the `show_` functions turn them into Markdown.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pipelines.render.encode import IGNORE_INDEX
+
+NUM_AUDITED = 5
+# Longer examples are audited only where there is no shorter one.
+READABLE_TOKENS = 256
+BAR = 40
+FENCE = "~~~~~~"
+
+Json = dict[str, Any]
+
+
+def report_tokens(
+    tokenized: Mapping[str, Any],
+    lengths: Mapping[str, Sequence[int]],
+    rows: Mapping[str, int],
+    block_size: int,
+) -> Json:
+    """Return the token report from the tokenize stage's report, example lengths and row counts.
+
+    {"block_size", "splits": {split: sums, shares, "rows", "fill", "lengths": [[at most, count]]},
+    "sources": {source: {split: sums, shares}}, "dropped": {reason: records}, "files": {split: how
+    files were cut and permuted}}; `fill` is the share of the rows' tokens that are not empty.
+    """
+    splits = {}
+    for split, counted in lengths.items():
+        sums: Counter[str] = Counter()
+        for source in tokenized["sources"].values():
+            sums.update(source.get(split, {}))
+        splits[split] = {
+            **_with_shares(sums),
+            "rows": rows[split],
+            "fill": _ratio(sum(counted), rows[split] * block_size),
+            "lengths": _histogram(counted),
+        }
+    dropped = Counter(tokenized["format"]["dropped"]) + Counter(tokenized["dropped"])
+    return {
+        "block_size": block_size,
+        "splits": splits,
+        "sources": {
+            name: {split: _with_shares(sums) for split, sums in found.items()}
+            for name, found in tokenized["sources"].items()
+        },
+        "dropped": dict(sorted(dropped.items())),
+        "files": tokenized["format"]["splits"],
+    }
+
+
+def choose_audited(
+    record_ids: Sequence[str],
+    sources: Sequence[str],
+    orders: Sequence[str],
+    lengths: Sequence[int],
+) -> list[int]:
+    """Return at most NUM_AUDITED example numbers: one of each source and order, then others.
+
+    Short ones come first; among these the choice is a hash of the record id.
+    """
+    digests = [hashlib.sha256(record_id.encode()).digest() for record_id in record_ids]
+    ranked = sorted(
+        range(len(lengths)), key=lambda i: (lengths[i] > READABLE_TOKENS, digests[i], i)
+    )
+    first_of: dict[tuple[str, str], int] = {}
+    for i in ranked:
+        first_of.setdefault((sources[i], orders[i]), i)
+    chosen = [first_of[kind] for kind in sorted(first_of)][:NUM_AUDITED]
+    others = [i for i in ranked if i not in chosen]
+    return [*chosen, *others[: NUM_AUDITED - len(chosen)]]
+
+
+def audit_mask(
+    tokenizer: Tokenizer, record_id: str, input_ids: Sequence[int], labels: Sequence[int]
+) -> Json:
+    """Return {"record_id", "segments": [{"text", "trained"}]}: decoded runs of equal mask."""
+    segments = []
+    start = 0
+    for trained, run in groupby(label != IGNORE_INDEX for label in labels):
+        stop = start + sum(1 for _ in run)
+        text = tokenizer.decode(list(input_ids[start:stop]), skip_special_tokens=False)
+        segments.append({"text": text, "trained": trained})
+        start = stop
+    return {"record_id": record_id, "segments": segments}
+
+
+def show_audit(audit: Sequence[Json]) -> str:
+    """Return the audited examples as Markdown: lines with "+" are trained on, others only read."""
+    parts = []
+    for example in audit:
+        lines = []
+        for segment in example["segments"]:
+            mark = "+" if segment["trained"] else " "
+            text = segment["text"].removesuffix("\n")
+            lines += [f"{mark} {line}" for line in text.split("\n")]
+        body = "\n".join(lines)
+        parts.append(f"`{example['record_id']}`\n\n{FENCE}diff\n{body}\n{FENCE}\n")
+    return "\n".join(parts)
+
+
+def show_tokens(report: Mapping[str, Any]) -> str:
+    """Return the token report as Markdown."""
+    head = ("split", "examples", "tokens", "trained", "characters/token", "rows", "fill")
+    lines = [_line(head), _line(["---"] * len(head))]
+    for split, sums in report["splits"].items():
+        lines.append(_line([split, *_cells(sums), f"{sums['rows']:,}", f"{sums['fill']:.2%}"]))
+    lines += ["", _line(["source", *head[:5]]), _line(["---"] * 6)]
+    for source, found in report["sources"].items():
+        lines += [_line([source, split, *_cells(sums)]) for split, sums in found.items()]
+    lengths = report["splits"]["train"]["lengths"]
+    most = max((count for _, count in lengths), default=1)
+    lines += ["", "Tokens of a training example:", "", FENCE]
+    for limit, count in lengths:
+        lines.append(f"<= {limit:>6,} {'#' * round(BAR * count / most):<{BAR}} {count:,}")
+    lines += [FENCE, "", f"Dropped: {_counts(report['dropped'])}."]
+    for split, files in report["files"].items():
+        if files["fragments"]:
+            lines.append(
+                f"\nCode in {split}: {files['cut_files']:,} files cut, {files['fragments']:,} "
+                f"fragments, {_counts(files['fim'])}."
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _with_shares(sums: Mapping[str, int]) -> Json:
+    names = ("examples", "tokens", "trained_tokens", "characters")
+    total = {name: sums.get(name, 0) for name in names}
+    return {
+        **total,
+        "trained_share": _ratio(total["trained_tokens"], total["tokens"]),
+        "characters_per_token": _ratio(total["characters"], total["tokens"]),
+    }
+
+
+def _ratio(part: int, whole: int) -> float:
+    return round(part / whole, 4) if whole else 0.0
+
+
+def _histogram(lengths: Sequence[int]) -> list[list[int]]:
+    """Return [at most this many tokens, examples], the limits doubling."""
+    counts = Counter((length - 1).bit_length() for length in lengths)
+    return [[1 << bits, counts[bits]] for bits in sorted(counts)]
+
+
+def _cells(sums: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{sums['examples']:,}",
+        f"{sums['tokens']:,}",
+        f"{sums['trained_share']:.1%}",
+        f"{sums['characters_per_token']:.2f}",
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
