@@ -2,7 +2,7 @@
 
     starloom up && python -m benchmarks.quickstart [--force]
 
-Prints a Markdown table of wall seconds and peak resident memory for server, workers, flow processes,
+Prints a Markdown table of wall seconds and peak resident memory: server, workers, flow processes,
 shard workers, training ranks and evaluation. RSS counts shared pages in each process.
 """
 
