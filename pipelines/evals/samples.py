@@ -1,0 +1,120 @@
+"""Completions of held-out prompts, beside what the data says: the part of a score one can read.
+
+Which records are shown depends on their ids alone (smallest sha256), so runs on the same data show
+the same prompts.
+"""
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import Tokenizer
+
+from pipelines.recipe import Recipe
+from pipelines.records import Row, read_rows
+from pipelines.render.encode import encode_prompt
+from pipelines.render.pieces import END_OF_TEXT, Piece, content
+from pipelines.render.templates import Template, Unrenderable, get_template
+from pipelines.serve.generate import complete, stop_ids
+
+# A file has no prompt of its own: its beginning is continued.
+HEAD_LINES = 10
+
+Sample = dict[str, Any]
+
+
+class Prompt(NamedTuple):
+    """A record's prompt as pieces and ids, what follows it in the data, and what ends it."""
+
+    record: Row
+    pieces: list[Piece]
+    ids: list[int]
+    reference: str
+    stop: str
+
+
+def choose_prompts(
+    shards: Iterable[Path], recipe: Recipe, tokenizer: Tokenizer, *, context: int
+) -> list[Prompt]:
+    """Return the prompts to complete, at most `evaluation.num_samples`, in order of sha256 of id.
+
+    Only prompts that leave room for `max_new_tokens` in a context of that many tokens count.
+    Beginnings of files are taken where the split holds neither pairs nor dialogues.
+    """
+    settings = recipe.evaluation
+    template = get_template(recipe.template)
+    room = context - settings.max_new_tokens
+    shards = list(shards)
+    for is_code in (False, True):
+        fitting = (
+            prompt
+            for prompt in _prompts(shards, template, tokenizer, is_code=is_code)
+            if 0 < len(prompt.ids) <= room
+        )
+        chosen = heapq.nsmallest(settings.num_samples, fitting, key=_rank)
+        if chosen:
+            return chosen
+    return []
+
+
+def complete_prompts(
+    model: Any, tokenizer: Tokenizer, prompts: Iterable[Prompt], *, max_new_tokens: int
+) -> list[Sample]:
+    """Return greedy completions as rows of samples.jsonl; control tokens are shown by name."""
+    samples = []
+    for prompt in prompts:
+        stop = stop_ids(model, tokenizer, prompt.stop)
+        completion = complete(model, prompt.ids, stop=stop, max_new_tokens=max_new_tokens)
+        samples.append(
+            {
+                "record_id": prompt.record["id"],
+                "url": prompt.record["url"],
+                "license": prompt.record["license"],
+                "prompt": "".join(piece.text or piece.control or "" for piece in prompt.pieces),
+                "reference": prompt.reference,
+                "completion": tokenizer.decode(completion.ids, skip_special_tokens=False),
+                "stopped": completion.stopped,
+            }
+        )
+    return samples
+
+
+def _prompts(
+    shards: Iterable[Path], template: Template, tokenizer: Tokenizer, *, is_code: bool
+) -> Iterator[Prompt]:
+    for path in shards:
+        for record in read_rows(path):
+            if (record["text"] is not None) != is_code:
+                continue
+            found = _head(record) if is_code else _question(record, template)
+            if found is not None:
+                pieces, reference = found
+                ids = encode_prompt(tokenizer, pieces)
+                stop = END_OF_TEXT if is_code else template.stop
+                yield Prompt(record, pieces, ids, reference, stop)
+
+
+def _question(record: Row, template: Template) -> tuple[list[Piece], str] | None:
+    """Return the prompt of a pair or dialogue and its last answer; None where it has none."""
+    messages = record["messages"] or [{"role": "assistant", "content": record["completion"]}]
+    if messages[-1]["role"] != "assistant" or not messages[-1]["content"]:
+        return None
+    try:
+        return template.render_prompt(record), messages[-1]["content"]
+    except Unrenderable:
+        return None
+
+
+def _head(record: Row) -> tuple[list[Piece], str] | None:
+    """Return the first lines of a file and the rest of it; None where that is blank."""
+    lines = record["text"].split("\n")
+    head, rest = "\n".join(lines[:HEAD_LINES]), "\n".join(lines[HEAD_LINES:])
+    if not head.strip() or not rest.strip():
+        return None
+    return content(f"{head}\n", trained=False), rest
+
+
+def _rank(prompt: Prompt) -> str:
+    return hashlib.sha256(prompt.record["id"].encode()).hexdigest()
