@@ -1,0 +1,56 @@
+"""Runs a keep-or-reason decision over a shard: every row is kept or counted with its reason."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pipelines.engine import SAMPLES_PER_REASON, Outcome, Reject
+from pipelines.manifest import Counts, canonical
+from pipelines.records import Row, read_rows, write_rows
+
+Kind = Literal["messages", "prompt", "text"]
+Fault = tuple[str, str]  # (reason, detail)
+
+
+def body_kind(row: Mapping[str, Any]) -> Kind:
+    """Say which of the three bodies a record carries."""
+    if row["text"] is not None:
+        return "text"
+    return "prompt" if row["completion"] is not None else "messages"
+
+
+def read_meta(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record's meta as a dict."""
+    meta: dict[str, Any] = json.loads(row["meta"] or "{}")
+    return meta
+
+
+def add_meta(row: Row, **values: Any) -> None:
+    """Add keys to a record's meta."""
+    row["meta"] = canonical({**read_meta(row), **values})
+
+
+def filter_rows(source: Path, output: Path, decide: Callable[[Row], Fault | None]) -> Outcome:
+    """Copy the rows, in order, that `decide` finds no fault with; it may add to a row's meta."""
+    kept: list[Row] = []
+    dropped: Counter[str] = Counter()
+    rejects: list[Reject] = []
+    for row in read_rows(source):
+        fault = decide(row)
+        if fault is None:
+            kept.append(row)
+            continue
+        reason, detail = fault
+        dropped[reason] += 1
+        if dropped[reason] <= SAMPLES_PER_REASON:
+            rejects.append({"id": row["id"], "reason": reason, "detail": detail})
+    write_rows(output, kept)
+    counts = Counts(
+        rows_in=len(kept) + dropped.total(),
+        rows_out=len(kept),
+        used=len(kept),
+        dropped=dict(sorted(dropped.items())),
+    )
+    return Outcome(counts, rejects=tuple(rejects))
