@@ -1,0 +1,291 @@
+"""Evaluation: the right losses, the model that was saved, and the files it leaves."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipelines.errors import StarloomError
+from pipelines.evals import evaluate as module
+from pipelines.evals import launch
+from pipelines.evals.evaluate import check_reload, compare, evaluate_run, row_losses
+from pipelines.evals.launch import evaluate
+from pipelines.evals.scorecard import scorecard_parts, verdict
+from pipelines.lineage import build_lineage
+from pipelines.runs import Run
+from pipelines.store import Store
+from pipelines.training.collate import PackedDataset
+from pipelines.training.loss import EvalLoss, evaluate_loss
+from pipelines.training.models import build_model, load_trained
+from tests.assets.finished_runs import make_finished_run, make_recipe_of_pairs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A trained run that nobody changes."""
+    return make_finished_run(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """(run, store, scorecard) of a run evaluated in this process."""
+    run, store = make_finished_run(tmp_path_factory.mktemp("evaluated"))
+    return run, store, evaluate_run(run, store)
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    run, store = finished
+    shutil.copytree(store.root.parent, tmp_path / "copy")
+    return Run(tmp_path / "copy/runs" / run.name), Store(tmp_path / "copy/store")
+
+
+def test_both_losses_are_those_of_the_test_split_before_and_after(evaluated):
+    run, store, scorecard = evaluated
+    refs = run.refs()
+    test = PackedDataset(store.path(refs["pack"]), "test")
+    untrained = build_model(run.recipe(), store.path(refs["tokenizer"]))
+    before = evaluate_loss(untrained, test, 4, "cpu")
+    after = evaluate_loss(load_trained(run.model), test, 4, "cpu")
+
+    assert scorecard["step0"]["loss"] == pytest.approx(before.loss, abs=1e-6)
+    assert scorecard["trained"]["loss"] == pytest.approx(after.loss, abs=1e-6)
+    assert scorecard["trained"]["perplexity"] == pytest.approx(math.exp(after.loss), rel=1e-5)
+    # Three documents; the first token of each is not predicted.
+    packed = next(s for s in store.manifest(refs["pack"]).shards if s.split == "test")
+    assert (scorecard["rows"], scorecard["tokens"]) == (2, packed.trained_tokens - 3)
+    assert scorecard["improvement"]["nats"] == pytest.approx(before.loss - after.loss, abs=1e-6)
+    assert scorecard["accepted"] is verdict(scorecard).accepted is True
+    assert scorecard["reason"] == verdict(scorecard).reason
+
+
+def test_the_losses_of_the_rows_add_up_to_that_of_the_dataset(evaluated):
+    run, store, _ = evaluated
+    train = PackedDataset(store.path(run.refs()["pack"]), "train")
+    model = load_trained(run.model)
+
+    rows = row_losses(model, train)
+
+    whole = evaluate_loss(model, train, 4, "cpu")
+    assert len(rows) == len(train)
+    assert sum(row.tokens for row in rows) == whole.tokens
+    assert sum(row.nll for row in rows) == pytest.approx(whole.nll, rel=1e-5)
+
+
+def test_the_evaluation_leaves_scorecard_samples_report_and_lineage(evaluated):
+    run, store, scorecard = evaluated
+    samples = [
+        json.loads(line) for line in (run.path / "samples.jsonl").read_text().split("\n")[:-1]
+    ]
+    report = (run.path / "report.md").read_text()
+
+    assert run.read("scorecard.json") == scorecard
+    assert scorecard["key_parts"] == scorecard_parts(run)
+    assert run.read("lineage.json") == build_lineage(run, store)
+    assert [s["record_id"] for s in samples] == ["toy:6", "toy:4"]
+    assert samples[0].keys() == {
+        "record_id", "url", "license", "prompt", "reference", "completion", "stopped",
+    }  # fmt: skip
+    assert (samples[0]["prompt"], samples[0]["reference"]) == ("count to 1\n", "one two ")
+    for text in (report, (run.path / "scorecard.md").read_text()):
+        assert f"**{scorecard['reason'].replace('accepted', 'Accepted')}.**" in text
+        assert f"| trained |                {scorecard['trained']['loss']:.4f} |" in text
+    for line in (
+        "![Training and validation loss over steps](loss.png)",
+        "| kit    |      2.0 |     3 |       6 |          6 |    3 |       0 |",
+        "| toy    | BSD-3-Clause |                  7 |",
+        "| tokens seen                  | 12,345 ",
+        "### 1. https://example.org/toy/3 (BSD-3-Clause)",
+    ):
+        assert line in report
+    assert scorecard["seconds"] > 0
+    assert scorecard["cpu_seconds"] > 0
+    assert scorecard["peak_rss"] > 10_000_000
+
+
+def test_the_reloaded_model_has_the_validation_loss_that_training_ended_with(evaluated):
+    run, _, scorecard = evaluated
+    last = run.read("training.json")["eval"][-1]
+
+    check = scorecard["reload_check"]
+    assert check == {
+        "status": "equal",
+        "step": 40,
+        "in_training": last["loss"],
+        "reloaded": pytest.approx(last["loss"], abs=1e-6),
+        "tokens": last["tokens"],
+        "tolerance": 1e-3,
+    }
+
+
+def test_weights_that_are_not_those_trained_fail_the_evaluation(copied):
+    run, store = copied
+    weights = load_file(run.model / "model.safetensors")
+    weights["transformer.ln_f.weight"] *= 1.1
+    save_file(weights, run.model / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(StarloomError) as error:
+        evaluate_run(run, store)
+
+    assert str(error.value).startswith(
+        f"run {run.name}: the saved model is not the one that was trained: its validation loss is "
+    )
+    assert str(error.value).endswith("(tolerance 0.001); train it again with --force")
+    assert not (run.path / "scorecard.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shift", "same"),
+    [
+        ("float32", 9e-4, True),
+        ("float32", 1.1e-3, False),
+        ("bfloat16", 1.9e-2, True),
+        ("bfloat16", 2.1e-2, False),
+    ],
+)
+def test_the_reload_check_allows_for_the_rounding_of_the_dtype_only(finished, dtype, shift, same):
+    run, store = finished
+    training = run.read("training.json")
+    training["eval"][-1]["loss"] += shift
+    recipe = make_recipe_of_pairs(model__dtype=dtype)
+    validation = PackedDataset(store.path(run.refs()["pack"]), "validation")
+
+    def check():
+        return check_reload(run, recipe, training, load_trained(run.model), validation)
+
+    if same:
+        assert check()["status"] == "equal"
+    else:
+        with pytest.raises(StarloomError, match="not the one that was trained"):
+            check()
+
+
+def test_a_training_that_did_not_end_with_a_validation_is_not_compared(finished):
+    run, _ = finished
+    training = run.read("training.json") | {"global_step": 41}
+
+    assert check_reload(run, run.recipe(), training, None, None) == {
+        "status": "not made",
+        "reason": "training did not end with a validation",
+    }
+
+
+def test_losses_that_are_not_finite_become_none_and_give_no_interval():
+    before = [EvalLoss(50.0, 10), EvalLoss(30.0, 10)]
+    after = [EvalLoss(math.nan, 10), EvalLoss(10.0, 10)]
+
+    assert compare(before, after) == {
+        "step0": {"loss": 4.0, "perplexity": math.exp(4.0)},
+        "trained": {"loss": None, "perplexity": None},
+        "rows": 2,
+        "tokens": 20,
+        "improvement": None,
+    }
+
+
+def test_a_completion_full_of_fences_does_not_break_the_report(copied, monkeypatch):
+    run, store = copied
+    nasty = "```\n</details><script>alert(1)</script>\n````\n# not a heading"
+    sample = {
+        "record_id": "toy:6", "url": "https://example.org/a|b](x)`", "license": "MIT",
+        "prompt": nasty, "reference": nasty, "completion": nasty, "stopped": False,
+    }  # fmt: skip
+    monkeypatch.setattr(module, "complete_prompts", lambda *_, **__: [sample])
+    evaluate_run(run, store)
+
+    from markdown_it import MarkdownIt
+
+    tokens = MarkdownIt("commonmark", {"html": True}).parse((run.path / "report.md").read_text())
+    fences = [token.content for token in tokens if token.type == "fence"]
+    headings = [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
+
+    assert fences == [f"{nasty}\n"] * 3
+    assert headings[-2:] == ["Samples", "1. https://example.org/a\\|b](x)\\` (MIT)"]
+    assert not [token for token in tokens if token.type == "html_block"]
+
+
+def test_evaluation_runs_once_in_a_process_of_its_own(copied, monkeypatch):
+    run, store = copied
+    scorecard = evaluate(run, store)
+    alone = dict(scorecard)
+
+    def again(*_):
+        raise AssertionError("evaluated twice")
+
+    monkeypatch.setattr(launch, "_run_process", again)
+
+    assert scorecard["accepted"]
+    assert "accepted: held-out loss" in (run.path / "evaluate.log").read_text()
+    assert evaluate(run, store) == alone
+    recipe = run.recipe().model_dump(mode="json")
+    recipe["evaluation"]["min_improvement"] = 99.0
+    (run.path / "recipe.yaml").write_text(json.dumps(recipe))
+    with pytest.raises(AssertionError, match="evaluated twice"):
+        evaluate(run, store)
+
+
+def test_the_error_of_the_evaluator_is_passed_on_in_its_own_words(copied):
+    run, store = copied
+    folder = store.path(run.refs()["language"])
+    shutil.rmtree(folder)
+
+    with pytest.raises(StarloomError) as error:
+        evaluate(run, store)
+
+    assert str(error.value) == (
+        f"run {run.name}: stage 'language' ({folder}) is no longer in the store; "
+        "`starloom run quickstart` builds it again"
+    )
+
+
+def test_a_crash_of_the_evaluator_ends_in_one_line_with_the_end_of_its_log(copied, monkeypatch):
+    run, store = copied
+    monkeypatch.setattr(launch, "EVALUATOR", "pipelines.no_such_module")
+
+    with pytest.raises(StarloomError) as error:
+        evaluate(run, store)
+
+    text = str(error.value)
+    assert text.startswith(f"run {run.name}: the evaluation failed (exit code 1): ")
+    assert text.endswith(f"(all of it: {run.path / 'evaluate.log'})")
+    assert "No module named pipelines.no_such_module" in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("status", ["interrupted", "failed"])
+def test_a_run_that_is_not_trained_is_not_evaluated(copied, status):
+    run, store = copied
+    run.write("training.json", run.read("training.json") | {"status": status})
+
+    with pytest.raises(StarloomError) as error:
+        evaluate(run, store)
+
+    assert str(error.value) == (
+        f"run {run.name} is not trained yet: `starloom run quickstart` resumes it"
+    )
+
+
+def test_step_0_is_measured_in_the_precision_that_is_saved(copied, monkeypatch):
+    run, store = copied
+    seen = []
+    monkeypatch.setattr(
+        module, "row_losses", lambda model, test: seen.append(model.dtype) or [EvalLoss(5.0, 5)]
+    )
+    recipe = run.recipe().model_dump(mode="json")
+    recipe["model"]["dtype"] = "bfloat16"
+    (run.path / "recipe.yaml").write_text(json.dumps(recipe))
+    weights = load_file(run.model / "model.safetensors")
+    save_file(
+        {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()},
+        run.model / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = json.loads((run.model / "config.json").read_text())
+    (run.model / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+
+    evaluate_run(run, store)
+
+    assert seen == [torch.bfloat16, torch.bfloat16]
