@@ -77,7 +77,7 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
         examples = splits[split] = gather_examples(paths, work.path, split)
         plan = order_rows(plan_rows(examples.lengths, settings["block_size"]), split, settings)
         rows[split] = len(plan)
-        jobs = list(_write_plans(plan, examples, split, settings["rows_per_shard"], work.path))
+        jobs = list(write_plans(plan, examples, split, settings["rows_per_shard"], work.path))
         shards += work.map(pack_shard, jobs, {"wide_ids": vocab_size > UINT16_IDS})
     dropped = inputs["tokenize"].report["dropped"]
     if not rows["train"]:
@@ -221,7 +221,7 @@ def _audit(tokenizer: Tokenizer, examples: Examples) -> list[dict[str, Any]]:
     return found
 
 
-def _write_plans(
+def write_plans(
     plan: Plan, examples: Examples, split: str, rows_per_shard: int, folder: Path
 ) -> Iterator[Job]:
     """Write which examples each shard's rows hold; yield the job of each shard."""

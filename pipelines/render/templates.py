@@ -44,11 +44,12 @@ class PromptTemplate:
 
     def render(self, record: Record) -> list[Piece]:
         """Return the training pieces of a record; raises Unrenderable."""
+        prompt = self.render_prompt(record)
         _, completion = _pair(record)
         if not (completion or "").strip():
             raise Unrenderable(_id(record), "empty_completion", "the completion is empty")
         return [
-            *self.render_prompt(record),
+            *prompt,
             *content(f"{self.lead}{completion}", trained=True),
             control(END_OF_TEXT, trained=True),
         ]

@@ -1,0 +1,68 @@
+"""Small tokenizers, and the rendering stages run on records that a test makes up."""
+
+import functools
+import inspect
+
+from pipelines.engine import Built, Job, Outcome
+from pipelines.manifest import Counts
+from pipelines.plan import build_stage, get_stage
+from pipelines.recipe import load_recipe
+from pipelines.records import new_record, write_rows
+from pipelines.render import fim, pack, templates
+from pipelines.render.vocabulary import train_tokenizer
+from pipelines.store import StageSpec, Store
+
+# Code and prose that every machine has: the project's own.
+CORPUS = [inspect.getsource(module) for module in (fim, pack, templates)]
+STAGES = ("tokenizer", "format", "tokenize", "pack")
+
+
+@functools.cache
+def small_tokenizer():
+    """Return a trained tokenizer of 512 tokens that also knows the chat tokens."""
+    tokenizer = train_tokenizer(CORPUS, 512)
+    tokenizer.add_special_tokens(list(templates.CHAT_TOKENS))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def record(record_id, **body):
+    """Return a record of source `s` that is its own group."""
+    return new_record(id=record_id, group=record_id, source="s", **body)
+
+
+def rendering_recipe(**overrides):
+    """Return the quickstart recipe with a vocabulary of 512 and dotted keys replaced."""
+    keys = {key.replace("__", "."): value for key, value in overrides.items()}
+    return load_recipe("quickstart", overrides={"tokenizer.train_vocab_size": 512, **keys})
+
+
+def store_split(store, splits):
+    """Put records into a store as the split stage leaves them; return its reference.
+
+    `splits` maps a split to one shard's rows, or to a list of such shards.
+    """
+
+    def build(work):
+        reports = []
+        for split, rows in splits.items():
+            shards = rows if rows and isinstance(rows[0], list) else [rows]
+            for number, part in enumerate(shards):
+
+                def write(inputs, output, params, part=part):
+                    write_rows(output, part)
+                    return Outcome(Counts(len(part), len(part), len(part)))
+
+                reports.append(work.one(write, Job(f"{split}-{number:05d}.parquet", (), split), {}))
+        return Built(tuple(reports))
+
+    return store.build(StageSpec("split", {"records": repr(splits)}, ""), build)
+
+
+def render_stages(root, recipe, splits, *, workers=1, until="pack"):
+    """Build the rendering stages on records; return the store and the references by stage."""
+    store = Store(root, workers=workers)
+    refs = {"split": store_split(store, splits)}
+    for name in STAGES[: STAGES.index(until) + 1]:
+        refs[name] = build_stage(get_stage(name), recipe, refs, store)
+    return store, refs

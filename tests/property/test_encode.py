@@ -1,0 +1,70 @@
+"""Over any text: it comes back, it forges nothing, it is cut without loss."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.render.encode import encode_pieces, encode_rows
+from pipelines.render.fragments import split_texts
+from pipelines.render.pieces import Piece
+from pipelines.render.templates import CHAT_TOKENS
+from pipelines.render.vocabulary import STARCODER_TOKENS
+from tests.assets.rendering import small_tokenizer
+
+CONTROLS = (*STARCODER_TOKENS, *CHAT_TOKENS)
+NAMES = st.sampled_from(CONTROLS)
+# Whole control strings, halves of them, and anything else, one beside the other.
+TEXT = st.lists(
+    NAMES | NAMES.map(lambda name: name[: len(name) // 2]) | st.text(max_size=8), max_size=6
+).map("".join)
+PIECE = st.one_of(
+    st.builds(lambda text, trained: Piece(text or "x", None, trained), TEXT, st.booleans()),
+    st.builds(lambda name, trained: Piece(None, name, trained), NAMES, st.booleans()),
+)
+ROW = st.lists(PIECE, max_size=8)
+
+
+@given(ROW)
+def test_control_tokens_are_exactly_those_of_the_control_pieces(row):
+    tokenizer = small_tokenizer()
+    special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+
+    example = encode_pieces(tokenizer, row)
+
+    assert [tokenizer.id_to_token(i) for i in example.input_ids if i in special] == [
+        piece.control for piece in row if piece.control
+    ]
+
+
+@given(ROW)
+def test_ids_decode_to_the_pieces_and_labels_to_the_trained_ones(row):
+    tokenizer = small_tokenizer()
+
+    example = encode_pieces(tokenizer, row)
+
+    trained = [label for label in example.labels if label != -100]
+    for ids, pieces in (
+        (example.input_ids, row),
+        (trained, [piece for piece in row if piece.trained]),
+    ):
+        decoded = tokenizer.decode(ids, skip_special_tokens=False)
+        assert decoded == "".join(piece.text or piece.control for piece in pieces)
+    assert len(example.input_ids) == len(example.labels)
+    assert all(label in (-100, i) for i, label in zip(*example, strict=True))
+
+
+@given(st.lists(ROW, max_size=5))
+def test_rows_encoded_together_are_the_rows_encoded_alone(rows):
+    tokenizer = small_tokenizer()
+
+    assert encode_rows(tokenizer, rows) == [encode_pieces(tokenizer, row) for row in rows]
+
+
+@given(st.lists(TEXT.map(lambda text: text * 7), max_size=4), st.integers(8, 40))
+def test_fragments_join_to_the_text_and_fit_the_room(texts, room):
+    tokenizer = small_tokenizer()
+
+    groups = split_texts(tokenizer, texts, room)
+
+    assert ["".join(group) for group in groups] == texts
+    for fragment in (fragment for group in groups for fragment in group):
+        assert len(tokenizer.encode(fragment).ids) <= room

@@ -1,0 +1,172 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from tokenizers import Tokenizer
+
+from pipelines.errors import PreflightError, TemplateError
+from pipelines.plan import get_stage, stage_spec
+from pipelines.render import vocabulary
+from pipelines.render.vocabulary import STARCODER_TOKENS, train_tokenizer
+from pipelines.store import Store
+from tests.assets.rendering import CORPUS, record, render_stages, rendering_recipe, store_split
+
+RECORDS = {"train": [record(f"r:{i}", text=text) for i, text in enumerate(CORPUS)]}
+
+
+def given(path, **overrides):
+    return rendering_recipe(
+        tokenizer__train_vocab_size=None, tokenizer__name_or_path=str(path), **overrides
+    )
+
+
+def save_tokenizer(folder, *, without=()):
+    """Write a folder with a tokenizer.json that lacks some of StarCoder's tokens."""
+    data = json.loads(train_tokenizer(CORPUS, 400).to_str())
+    data["added_tokens"] = [t for t in data["added_tokens"] if t["content"] not in without]
+    vocab = data["model"]["vocab"]
+    data["model"]["vocab"] = {
+        f"<gone{index}>" if token in without else token: index for token, index in vocab.items()
+    }
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    return folder
+
+
+def test_the_trained_tokenizer_has_starcoders_control_tokens_and_loads_in_transformers(tmp_path):
+    from transformers import AutoTokenizer
+
+    store, refs = render_stages(tmp_path, rendering_recipe(), RECORDS, until="tokenizer")
+    folder = store.path(refs["tokenizer"])
+    loaded = AutoTokenizer.from_pretrained(folder)
+
+    assert loaded.convert_tokens_to_ids(list(STARCODER_TOKENS)) == list(range(19))
+    assert (loaded.eos_token_id, loaded.pad_token_id, len(loaded)) == (0, 4, 512)
+    text = "x = 2026  # caf\u00e9 \U0001f600\n\n\treturn x\r\n"
+    ids = loaded(text)["input_ids"]
+    assert ids == Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    assert loaded.decode(ids) == text
+    assert [t for t in loaded.convert_ids_to_tokens(ids) if t in "0123456789"] == list("2026")
+
+
+def test_a_model_config_beside_it_does_not_change_the_loaded_tokenizer(tmp_path):
+    from transformers import AutoTokenizer
+
+    store, refs = render_stages(tmp_path, rendering_recipe(), RECORDS, until="tokenizer")
+    model = shutil.copytree(store.path(refs["tokenizer"]), tmp_path / "model")
+    (model / "config.json").write_text('{"model_type": "gpt_bigcode"}')
+
+    assert AutoTokenizer.from_pretrained(model)("12345")["input_ids"] == [
+        Tokenizer.from_file(str(model / "tokenizer.json")).token_to_id(digit) for digit in "12345"
+    ]
+
+
+def test_chat_tokens_are_added_in_the_order_of_the_blog_post(tmp_path):
+    recipe = rendering_recipe(template__name="starchat")
+
+    store, refs = render_stages(tmp_path, recipe, RECORDS, until="tokenizer")
+    report = store.manifest(refs["tokenizer"]).report
+
+    assert (report["vocab_size"], report["trained"]) == (516, True)
+    assert report["control_ids"] == {
+        "<|endoftext|>": 0, "<fim_pad>": 4, "<fim_prefix>": 1, "<fim_middle>": 2,
+        "<fim_suffix>": 3, "<|system|>": 512, "<|assistant|>": 513, "<|user|>": 514, "<|end|>": 515,
+    }  # fmt: skip
+
+
+def test_training_gives_the_same_bytes_whatever_the_number_of_threads(tmp_path):
+    code = (
+        "from pipelines.render import vocabulary\n"
+        "from tests.assets.rendering import CORPUS\n"
+        "import hashlib\n"
+        "text = vocabulary.train_tokenizer(CORPUS * 3, 700).to_str()\n"
+        "print(hashlib.sha256(text.encode()).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "true"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for threads in ("1", "2", "5")
+    }
+
+    assert len(digests) == 1
+
+
+def test_a_given_tokenizer_keeps_its_ids_and_gets_the_chat_tokens_behind_them(tmp_path):
+    folder = save_tokenizer(tmp_path / "given")
+    recipe = given(folder, template__name="starchat")
+
+    store, refs = render_stages(tmp_path / "store", recipe, RECORDS, until="tokenizer")
+    before = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    after = Tokenizer.from_file(str(store.path(refs["tokenizer"]) / "tokenizer.json")).get_vocab()
+
+    chat = {"<|system|>": 400, "<|assistant|>": 401, "<|user|>": 402, "<|end|>": 403}
+    assert after == {**before, **chat}
+    assert store.manifest(refs["tokenizer"]).report["trained"] is False
+
+
+def test_a_given_tokenizer_counts_by_its_content_and_not_by_its_path(tmp_path):
+    folder = save_tokenizer(tmp_path / "given")
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    changed = save_tokenizer(tmp_path / "changed", without=("<reponame>",))
+    params = [vocabulary.params(given(path)) for path in (folder, moved, changed)]
+
+    assert params[0] == params[1] != params[2]
+    assert str(tmp_path) not in repr(params)
+
+
+def test_a_tokenizer_without_the_sentinels_is_refused_with_the_remedy(tmp_path):
+    folder = save_tokenizer(tmp_path / "given", without=("<fim_middle>",))
+
+    with pytest.raises(TemplateError) as error:
+        render_stages(tmp_path / "store", given(folder), RECORDS, until="tokenizer")
+    assert str(error.value) == (
+        "the tokenizer has no '<fim_middle>', which this recipe renders; add it to the tokenizer "
+        "as a special token, or set fim.fim_rate: 0"
+    )
+
+    recipe = given(folder, fim__fim_rate=0)
+    _, refs = render_stages(tmp_path / "store", recipe, RECORDS, until="tokenizer")
+    assert refs["tokenizer"].stage == "tokenizer"
+
+
+def test_a_folder_without_a_tokenizer_is_refused_with_the_remedy(tmp_path):
+    with pytest.raises(PreflightError, match=r"no tokenizer.json there; write it with"):
+        vocabulary.params(given(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./models/x", "starcoder", "a/b/c"])
+def test_a_path_that_does_not_exist_is_not_sent_to_the_hub(tmp_path, name):
+    with pytest.raises(PreflightError, match="no such folder, and not a Hub id"):
+        render_stages(tmp_path, given(name), RECORDS, until="tokenizer")
+
+
+def test_a_gated_tokenizer_names_the_license_page_and_the_login(tmp_path):
+    recipe = rendering_recipe(
+        tokenizer__train_vocab_size=None,
+        model__config=None,
+        model__model_name_or_path="bigcode/starcoderbase-1b",
+        model__revision="abc123",
+    )
+
+    with pytest.raises(PreflightError) as error:
+        render_stages(tmp_path, recipe, RECORDS, until="tokenizer")
+
+    assert "'bigcode/starcoderbase-1b' at revision 'abc123' cannot be fetched" in str(error.value)
+    assert "accept its license at https://huggingface.co/bigcode/starcoderbase-1b" in str(
+        error.value
+    )
+    spec = stage_spec(
+        get_stage("tokenizer"), recipe, {"split": store_split(Store(tmp_path), RECORDS)}
+    )
+    assert (spec.params["name_or_path"], spec.params["revision"]) == (
+        "bigcode/starcoderbase-1b",
+        "abc123",
+    )
