@@ -1,0 +1,23 @@
+"""Looks for new raw data of a source, on a schedule. It never trains."""
+
+from prefect import flow
+from prefect.states import Completed, State
+
+from tasks.sources import announce_changes, find_recipes
+from tasks.stages import build
+from tasks.steps import explained
+
+
+@flow(flow_run_name="{source}")
+@explained
+def refresh(source: str) -> State[list[str]]:
+    """Collect a source again; where it changed, an event starts prepare/default for its recipes.
+
+    Args:
+        source: Id of a source, as recipes name it.
+    """
+    recipes = find_recipes(source)
+    collected = {recipe.name: build("collect", recipe, {}) for recipe in recipes}
+    changed = announce_changes(source, collected)
+    message = f"changed for {', '.join(changed)}" if changed else "nothing new"
+    return Completed(message=f"{source}: {message}", data=changed)

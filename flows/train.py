@@ -1,0 +1,27 @@
+"""Training by itself, on the GPU pool: the second half of finetune, or a resume by hand."""
+
+from prefect import flow
+from prefect.states import Completed, State
+
+from pipelines.plan import data_root
+from pipelines.preflight import check
+from pipelines.runs import find_run
+from tasks import reports
+from tasks.steps import explained
+from tasks.training import launch_training, summary
+
+
+@flow(flow_run_name="{run}")
+@explained
+def train(run: str) -> State[None]:
+    """Train a run to its last step; it goes on from its newest complete checkpoint.
+
+    Args:
+        run: Folder name of the run below data/runs, a unique beginning of it, or "latest".
+    """
+    found = find_run(data_root() / "runs", run)
+    if not found.trained:
+        check(found.recipe(), data_root(), train_here=True)
+    result = launch_training(found)
+    reports.show_loss(found)
+    return Completed(message=summary(result))

@@ -1,0 +1,47 @@
+"""Preflight: what a recipe needs is there, or one line says what is missing, before any work."""
+
+import os
+from contextlib import nullcontext
+from typing import Any
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+
+from pipelines.errors import ServiceError
+from pipelines.plan import data_root
+from pipelines.preflight import check
+from pipelines.recipe import Recipe, load_recipe
+from tasks.steps import step
+
+
+@step(task_run_name="preflight")
+def check_ready(
+    recipe: str,
+    data: str | None,
+    overrides: dict[str, Any] | None,
+    smoke: bool,
+    train_pool: str | None = None,
+) -> Recipe:
+    """Return the resolved recipe. With `train_pool`, a worker must be online in that pool.
+
+    Raises RecipeError, PreflightError or ServiceError listing what is wrong.
+    """
+    resolved = load_recipe(recipe, data=data, overrides=overrides, smoke=smoke)
+    workers = online_workers(train_pool) if train_pool else []
+    if train_pool and not workers:
+        raise ServiceError(
+            f"no worker is online in pool {train_pool!r}: `starloom up` starts one here; "
+            f"elsewhere, `prefect worker start --pool {train_pool}` with PREFECT_API_URL set"
+        )
+    here = f"@{os.uname().nodename}"
+    train_here = bool(workers) and all(name.endswith(here) for name in workers)
+    check(resolved, data_root(), train_here=train_here)
+    return resolved
+
+
+def online_workers(pool: str, client: SyncPrefectClient | None = None) -> list[str]:
+    """Return the names of the workers of a pool that sent a heartbeat lately."""
+    with nullcontext(client) if client else get_client(sync_client=True) as client:
+        if pool not in {each.name for each in client.read_work_pools()}:
+            return []
+        workers = client.read_workers_for_work_pool(pool)
+    return [worker.name for worker in workers if worker.status == "ONLINE"]
