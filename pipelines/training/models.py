@@ -50,7 +50,9 @@ def build_model(recipe: Recipe, tokenizer_dir: Path) -> Any:
             model = _from_scratch(recipe, recipe.model.config, tokenizer)
         else:
             model, new_ids = _from_pretrained(recipe, tokenizer)
-        _set_special_tokens(model, tokenizer)
+        for name, value in _special_ids(tokenizer).items():
+            setattr(model.config, name, value)
+        model.generation_config = GenerationConfig(**_special_ids(tokenizer))
         _check_positions(model, recipe)
         return _add_adapter(model, recipe.adapter, new_ids) if recipe.adapter else model
 
@@ -98,7 +100,9 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 def _from_scratch(recipe: Recipe, values: ScratchConfig, tokenizer: Any) -> Any:
     shape = values.model_dump(exclude={"model_type"})
-    config = GPTBigCodeConfig(vocab_size=_round_up(_num_ids(tokenizer)), **shape)
+    config = GPTBigCodeConfig(
+        vocab_size=_round_up(_num_ids(tokenizer)), **_special_ids(tokenizer), **shape
+    )
     _without_dropout(config)
     return AutoModelForCausalLM.from_config(
         config, dtype=torch.float32, attn_implementation=recipe.model.attn_implementation
@@ -249,12 +253,14 @@ def _without_dropout(config: Any) -> None:
             setattr(config, name, 0.0)
 
 
-def _set_special_tokens(model: Any, tokenizer: Any) -> None:
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    bos = eos if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    for name, value in (("bos_token_id", bos), ("eos_token_id", eos), ("pad_token_id", pad)):
-        setattr(model.config, name, value)
-    model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=eos, pad_token_id=pad)
+def _special_ids(tokenizer: Any) -> dict[str, int]:
+    """Return the ids that model and generation need; StarCoder begins and ends with one token."""
+    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    return {
+        "bos_token_id": eos if bos is None else bos,
+        "eos_token_id": eos,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def _num_ids(tokenizer: Any) -> int:

@@ -1,6 +1,7 @@
 """A tiny tokenizer, packed dataset and run, as the data stages would leave them."""
 
 import random
+from itertools import chain
 
 import pyarrow as pa
 
@@ -59,8 +60,8 @@ def packed_rows(number, seed=0):
         labels = [[-100, -100, *d[2:]] for d in documents]
         rows.append(
             {
-                "input_ids": sum(documents, []),
-                "labels": sum(labels, []),
+                "input_ids": list(chain(*documents)),
+                "labels": list(chain(*labels)),
                 "lengths": lengths,
                 "record_ids": [f"r{row}-{i}" for i in range(len(lengths))],
             }
@@ -129,7 +130,11 @@ def make_recipe(**overrides):
     return load_recipe("quickstart", overrides=values | changes)
 
 
-def make_run(root, recipe=None):
-    """Return (run, store) ready to train."""
+def make_run(root, recipe=None, **hardware):
+    """Return (run, store) ready to train; `hardware` changes fields of the run's hardware."""
     store = Store(root / "store")
-    return open_run(recipe or make_recipe(), build_stages(store), root / "runs"), store
+    run = open_run(recipe or make_recipe(), build_stages(store), root / "runs")
+    info = run.info()
+    info["key_parts"]["hardware"] |= hardware
+    run.write("run.json", info)
+    return run, store

@@ -153,7 +153,7 @@ def test_a_foreign_tokenizer_is_refused(base, tokenizer, tmp_path):
         (tmp_path / name).write_text(content)
     vocabulary = json.loads(text)
     ids = list(vocabulary["model"]["vocab"].items())
-    vocabulary["model"]["vocab"] = dict((n, 299 - i) for n, i in ids)
+    vocabulary["model"]["vocab"] = {n: 299 - i for n, i in ids}
     vocabulary["added_tokens"] = []
     (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary))
 
@@ -221,7 +221,7 @@ def test_an_adapter_is_saved_beside_the_merged_model_that_gives_the_same_logits(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name or "trainable_tokens_delta" in name:
-                parameter += 0.05
+                parameter.add_(0.05)
     ids = torch.tensor([[5, 6, 7, 399, 300]])
     with torch.no_grad():
         expected = model(input_ids=ids).logits

@@ -1,0 +1,113 @@
+"""Checkpoints that are complete or do not count.
+
+Invariant: `checkpoint-N` counts only with a `complete.json`, which is written last, after every
+rank's files are synced, and lists all files with their sizes. An older checkpoint is removed only
+after a newer one is complete. So whatever is killed, or a disk that fills up, leaves the last good
+one.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipelines.store import sync_folder, write_atomic
+
+logger = logging.getLogger(__name__)
+
+COMPLETE = "complete.json"
+PROGRESS = "progress.json"
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoint_folder(root: Path, step: int) -> Path:
+    """Return where the checkpoint of a step goes."""
+    return root / f"checkpoint-{step}"
+
+
+def step_of(folder: Path) -> int:
+    """Return the step in a checkpoint folder's name."""
+    match = NAME.fullmatch(folder.name)
+    assert match, folder
+    return int(match[1])
+
+
+def commit(folder: Path, progress: dict[str, Any]) -> None:
+    """Declare a checkpoint complete. Call it on one rank, after all ranks have written theirs."""
+    (folder / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for path in [p for p in folder.rglob("*") if p.is_dir()] + [folder]:
+        sync_folder(path)
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    write_atomic(folder / COMPLETE, json.dumps({"step": step_of(folder), "files": sizes}, indent=1))
+    sync_folder(folder)
+    sync_folder(folder.parent)
+
+
+def problem(folder: Path) -> str | None:
+    """Say why a checkpoint does not count, or return None where it does."""
+    try:
+        complete = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
+        step, files = complete["step"], complete["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"no {COMPLETE}"
+    if step != step_of(folder):
+        return f"it is of step {step}"
+    for name, size in files:
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, expected {size}"
+    return None
+
+
+def complete_checkpoints(root: Path) -> list[Path]:
+    """Return the checkpoints that count, oldest step first."""
+    return [folder for folder in _folders(root) if problem(folder) is None]
+
+
+def newest_checkpoint(root: Path) -> Path | None:
+    """Return the complete checkpoint with the highest step, or None."""
+    return next(reversed(complete_checkpoints(root)), None)
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """Return what `commit` was given."""
+    progress: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    return progress
+
+
+def remove_incomplete(root: Path) -> list[str]:
+    """Remove checkpoints that do not count, naming each in the log; return their names."""
+    removed = []
+    for folder in _folders(root):
+        reason = problem(folder)
+        if reason is not None:
+            logger.warning("%s is incomplete (%s): removed", folder, reason)
+            _remove(folder)
+            removed.append(folder.name)
+    return removed
+
+
+def rotate(root: Path, keep: int) -> None:
+    """Remove all but the newest `keep` complete checkpoints."""
+    for folder in complete_checkpoints(root)[:-keep]:
+        _remove(folder)
+
+
+def _folders(root: Path) -> list[Path]:
+    found = [p for p in root.glob("checkpoint-*") if p.is_dir() and NAME.fullmatch(p.name)]
+    return sorted(found, key=step_of)
+
+
+def _remove(folder: Path) -> None:
+    """Take the mark of completeness first, so that a kill leaves nothing that seems to count."""
+    (folder / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(folder)

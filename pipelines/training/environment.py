@@ -1,0 +1,62 @@
+"""The environment of training processes: an allow-list, plus threads, allocator and devices.
+
+Invariant: no secret of the parent reaches a training process or its log; the Hub's token passes
+only where the base model has to come from the Hub.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipelines.recipe import Hardware, Recipe
+from pipelines.runs import Run
+
+ALLOWED = {
+    "PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV",
+    "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX",
+    "LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME",
+    "MPLCONFIGDIR", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT",
+    "STARLOOM_DATA", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
+}  # fmt: skip
+ALLOWED_PREFIXES = ("LC_", "NCCL_", "GLOO_")
+# A proxy's address may carry a password, so it goes where the Hub is needed only.
+HUB_ONLY = {"HF_TOKEN", "HF_TOKEN_PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
+
+
+def hardware_of(run: Run) -> Hardware:
+    """Return the hardware that is part of a run's key, whatever the file says by now."""
+    return Hardware.model_validate(run.info()["key_parts"]["hardware"])
+
+
+def needs_hub(recipe: Recipe) -> bool:
+    """Return whether the base model is a hub id rather than a folder or random weights."""
+    name = recipe.model.model_name_or_path
+    return name is not None and not Path(name).exists()
+
+
+def child_environment(
+    recipe: Recipe, hardware: Hardware, parent: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Return the environment of the launcher and the ranks of one training run."""
+    allowed = ALLOWED | HUB_ONLY if needs_hub(recipe) else ALLOWED
+    environment = {
+        name: value
+        for name, value in parent.items()
+        if name.upper() in allowed or name.startswith(ALLOWED_PREFIXES)
+    }
+    environment |= {
+        "OMP_NUM_THREADS": str(hardware.threads_per_process),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "DO_NOT_TRACK": "1",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if not needs_hub(recipe):
+        environment["HF_HUB_OFFLINE"] = "1"
+    if hardware.device == "cpu":
+        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        if hardware.num_nodes == 1:
+            # Otherwise gloo asks the resolver for this host's name, which may not exist.
+            environment["GLOO_SOCKET_IFNAME"] = "lo"
+    return environment

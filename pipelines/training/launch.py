@@ -1,0 +1,265 @@
+"""Starts a run's training under the supervisor, follows it, and starts it again after a crash.
+
+Invariants: one training per run folder at a time (an flock that the supervisor holds too, so that
+it lasts until the last rank is gone); whatever ends this process ends the ranks; exit code 0 alone
+is no success, only `training.json` with status "finished" is. A crash is retried while each
+attempt leaves a newer complete checkpoint; a process killed by a signal before the first one is
+retried once, from scratch; an error that training reports itself is raised at once.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from pipelines.errors import Interrupted, StoreError, TrainingError
+from pipelines.runs import TRAINER, Run
+from pipelines.store import Store
+from pipelines.training.checkpoints import newest_checkpoint, step_of
+from pipelines.training.environment import child_environment, hardware_of
+
+logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 20  # Prefect kills a cancelled flow's process 30 s after its SIGTERM
+PROGRESS_SECONDS = 2.0
+HANDOVER_SECONDS = GRACE_SECONDS + 10  # a dead owner's supervisor is gone by then
+LOG, METRICS = "train.log", "metrics.jsonl"
+LOG_LINES = 15
+# torchrun's report of a rank that a signal ended; -15 is its own SIGTERM to the others.
+KILLED = re.compile(rb"exitcode\s*:\s*-(?!15\b)\d+")
+
+OnProgress = Callable[[dict[str, Any]], None]
+
+
+def launch(
+    run: Run,
+    store: Store,
+    *,
+    on_progress: OnProgress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    poll_seconds: float = 0.5,
+) -> dict[str, Any]:
+    """Train a run to its end and return its training.json; a finished run returns it at once.
+
+    `on_progress` gets {"step", "max_steps", "loss", "tokens_per_second"} at most every 2 s.
+    Raises Interrupted where `should_stop` asked for it or the ranks were told to stop,
+    TrainingError where training fails or another process trains this run, StoreError where the
+    dataset is damaged.
+    """
+    with _owned(run) as lock:
+        if run.trained:
+            return run.read("training.json") or {}
+        _verify(run, store)
+        attempt = _Attempt(run, store, lock, on_progress, should_stop, poll_seconds)
+        retried_from_scratch = False
+        while True:
+            before = _newest_step(run)
+            code = attempt.run()
+            result = run.read("training.json") or {}
+            if run.trained:
+                return result
+            if result.get("status") == "failed":
+                raise TrainingError(f"run {run.name}: {result['error']} (log: {run.path / LOG})")
+            if attempt.stopped or result.get("status") == "interrupted" or code == 0:
+                raise Interrupted(_interrupted(run))
+            if _newest_step(run) <= before:
+                if retried_from_scratch or before >= 0 or not attempt.was_killed(code):
+                    raise TrainingError(_failure(run, code, attempt.log_start))
+                retried_from_scratch = True
+            logger.warning(
+                "run %s: training crashed (exit code %d); starting again from %s",
+                run.name,
+                code,
+                newest_checkpoint(run.checkpoints) or "scratch",
+            )
+
+
+def command(run: Run, store: Store) -> list[str]:
+    """Return the torchrun command of a run, with a free port and a fresh id at every start."""
+    hardware = hardware_of(run)
+    if hardware.num_nodes != 1:
+        raise TrainingError(
+            f"hardware {run.recipe().hardware}: num_nodes is {hardware.num_nodes}, but only one "
+            "node is supported so far; set num_nodes: 1"
+        )
+    refs = run.refs()
+    return [
+        sys.executable, "-m", "torch.distributed.run",
+        "--standalone", "--local-addr=127.0.0.1",
+        "--nnodes=1", f"--nproc-per-node={hardware.processes_per_node}",
+        "-m", "--", TRAINER,
+        f"--run={run.path}",
+        f"--dataset={store.path(refs['pack'])}",
+        f"--tokenizer={store.path(refs['tokenizer'])}",
+    ]  # fmt: skip
+
+
+@dataclass
+class _Attempt:
+    """One start of torchrun after another, each under a supervisor."""
+
+    run_: Run
+    store: Store
+    lock: int
+    on_progress: OnProgress | None
+    should_stop: Callable[[], bool] | None
+    poll_seconds: float
+    stopped: bool = False
+    log_start: int = 0
+    _reported: float = field(default=0.0)
+
+    def run(self) -> int:
+        """Start, follow and end one attempt; return the exit code."""
+        run = self.run_
+        (run.path / "training.json").unlink(missing_ok=True)
+        with (run.path / LOG).open("ab") as log:
+            self.log_start = log.tell()
+            process = self._start(log)
+        metrics = run.path / METRICS
+        position = metrics.stat().st_size if metrics.exists() else 0
+        try:
+            while process.poll() is None:
+                position = self._report(metrics, position)
+                if not self.stopped and self.should_stop is not None and self.should_stop():
+                    self.stopped = True
+                    process.send_signal(signal.SIGTERM)
+                time.sleep(self.poll_seconds)
+        except BaseException:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+        return process.returncode
+
+    def _start(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start the supervisor; it inherits the lock and watches our end of its stdin."""
+        run = self.run_
+        supervisor = [
+            sys.executable, "-m", "pipelines.training.supervise", str(GRACE_SECONDS), "--"
+        ]  # fmt: skip
+        return subprocess.Popen(
+            [*supervisor, *command(run, self.store)],
+            cwd=run.path,
+            env=child_environment(run.recipe(), hardware_of(run)),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(self.lock,),
+        )
+
+    def _report(self, metrics: Path, position: int) -> int:
+        """Pass on the newest training line written since `position`; return the next position."""
+        if self.on_progress is None or time.monotonic() - self._reported < PROGRESS_SECONDS:
+            return position
+        size = metrics.stat().st_size if metrics.exists() else 0
+        if size <= position:
+            return size  # nothing new, or cut back by a resume
+        with metrics.open("rb") as file:
+            file.seek(position)
+            text = file.read(size - position)
+        end = text.rfind(b"\n") + 1
+        lines = [json.loads(line) for line in text[:end].split(b"\n") if b'"loss"' in line]
+        if lines:
+            keys = ("step", "max_steps", "loss", "tokens_per_second")
+            self.on_progress({key: lines[-1][key] for key in keys})
+            self._reported = time.monotonic()
+        return position + end
+
+    def was_killed(self, code: int) -> bool:
+        """Return whether a signal ended torchrun or a rank, as an operator or the kernel does."""
+        with (self.run_.path / LOG).open("rb") as file:
+            file.seek(self.log_start)
+            return code > 128 or KILLED.search(file.read()) is not None
+
+
+@contextlib.contextmanager
+def _owned(run: Run) -> Iterator[int]:
+    """Hold the run's lock for the block and note who holds it; yield the lock's descriptor."""
+    owner = run.path / "owner.json"
+    with (run.path / ".lock").open("a") as file:
+        deadline = time.monotonic() + HANDOVER_SECONDS
+        while not _try_lock(file):
+            held = run.read(owner.name) or {}
+            if _alive(held) or time.monotonic() > deadline:
+                raise TrainingError(
+                    f"run {run.name} is being trained by process {held.get('pid')} on "
+                    f"{held.get('host')} since {held.get('started')}; wait for it, or stop it"
+                )
+            time.sleep(0.5)
+        run.write(
+            owner.name,
+            {
+                "host": os.uname().nodename,
+                "pid": os.getpid(),
+                "boot_id": _boot_id(),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
+        try:
+            yield file.fileno()
+        finally:
+            owner.unlink(missing_ok=True)
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _alive(owner: dict[str, Any]) -> bool:
+    """Return whether the noted owner can still be at work; its supervisor may outlive it."""
+    here = (os.uname().nodename, _boot_id())
+    if (owner.get("host"), owner.get("boot_id")) != here:
+        return bool(owner)  # another machine: its processes cannot be seen from here
+    return psutil.pid_exists(owner["pid"])
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _verify(run: Run, store: Store) -> None:
+    for name in ("pack", "tokenizer"):
+        folder = store.path(run.refs()[name])
+        damage = store.damage(folder)
+        if damage is not None:
+            raise StoreError(f"{folder}: {damage}; run the same command again to rebuild it")
+
+
+def _newest_step(run: Run) -> int:
+    newest = newest_checkpoint(run.checkpoints)
+    return step_of(newest) if newest else -1
+
+
+def _interrupted(run: Run) -> str:
+    step = _newest_step(run)
+    kept = f"checkpoint of step {step} is kept" if step >= 0 else "there is no checkpoint yet"
+    return f"run {run.name}: training was stopped, the {kept}; start it again to resume"
+
+
+def _failure(run: Run, code: int, log_start: int) -> str:
+    with (run.path / LOG).open("rb") as file:
+        file.seek(log_start)
+        text = file.read().decode(errors="replace")
+    lines = [line.rstrip() for line in text.split("\n") if line.strip()]
+    tail = "\n".join(lines[-LOG_LINES:]) or "no output"
+    return f"run {run.name}: training failed (exit code {code}), log {run.path / LOG}:\n{tail}"
