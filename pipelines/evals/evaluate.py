@@ -101,7 +101,7 @@ def check_reload(
     last = training["eval"][-1] if training["eval"] else None
     if last is None or last["step"] != training["global_step"]:
         return {"status": "not made", "reason": "training did not end with a validation"}
-    rows = validation_rows(len(validation), training["world_size"])
+    rows = validation_rows(len(validation))
     batch_size = recipe.training.per_device_eval_batch_size
     found = evaluate_loss(model, validation, batch_size, model.device, rows=rows)
     tolerance = TOLERANCES[recipe.model.dtype]

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 
 import pytest
 import torch
@@ -227,15 +228,19 @@ def test_evaluation_runs_once_in_a_process_of_its_own(copied, monkeypatch):
         evaluate(run, store)
 
 
-def test_the_error_of_the_evaluator_is_passed_on_in_its_own_words(copied):
+def test_the_error_of_the_evaluator_is_passed_on_in_its_own_words(copied, monkeypatch, caplog):
     run, store = copied
     folder = store.path(run.refs()["language"])
     shutil.rmtree(folder)
+    arguments = ["evaluate", "--run", str(run.path), "--store", str(store.root)]
+    monkeypatch.setattr(sys, "argv", arguments)
 
-    with pytest.raises(StarloomError) as error:
-        evaluate(run, store)
+    with pytest.raises(SystemExit) as stopped:
+        module.main()
+    (run.path / "evaluate.log").write_text(f"a warning\n{caplog.messages[-1]}\n")
 
-    assert str(error.value) == (
+    assert stopped.value.code == 1
+    assert launch._failure(run, 1) == (
         f"run {run.name}: stage 'language' ({folder}) is no longer in the store; "
         "`starloom run quickstart` builds it again"
     )
