@@ -106,24 +106,22 @@ def open_run(
     if force and run.path.exists():
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
         run.path.rename(run.path.with_name(f"{run.name}.replaced-{stamp}"))
-    if not (run.path / "run.json").exists():
-        run.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(
-            run.path / "recipe.yaml",
-            yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-        )
-        run.write(
-            "run.json",
-            {
-                "key": key,
-                "key_parts": parts,
-                "recipe": recipe.name,
-                "stages": {name: ref_to_dict(ref) for name, ref in refs.items()},
-                "git_sha": git_sha(),
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "host": os.uname().nodename,
-            },
-        )
+    run.path.mkdir(parents=True, exist_ok=True)
+    made = run.read("run.json") or {
+        "git_sha": git_sha(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": os.uname().nodename,
+    }
+    # The same key leaves evaluation, prices and the folders of equal data stages open.
+    write_atomic(
+        run.path / "recipe.yaml",
+        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    )
+    stages = {name: ref_to_dict(ref) for name, ref in refs.items()}
+    run.write(
+        "run.json",
+        {**made, "key": key, "key_parts": parts, "recipe": recipe.name, "stages": stages},
+    )
     return run
 
 

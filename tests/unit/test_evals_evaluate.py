@@ -16,7 +16,7 @@ from pipelines.evals.evaluate import check_reload, compare, evaluate_run, row_lo
 from pipelines.evals.launch import evaluate
 from pipelines.evals.scorecard import scorecard_parts, verdict
 from pipelines.lineage import build_lineage
-from pipelines.runs import Run
+from pipelines.runs import Run, open_run
 from pipelines.store import Store
 from pipelines.training.collate import PackedDataset
 from pipelines.training.loss import EvalLoss, evaluate_loss
@@ -221,11 +221,11 @@ def test_evaluation_runs_once_in_a_process_of_its_own(copied, monkeypatch):
     assert scorecard["accepted"]
     assert "accepted: held-out loss" in (run.path / "evaluate.log").read_text()
     assert evaluate(run, store) == alone
-    recipe = run.recipe().model_dump(mode="json")
-    recipe["evaluation"]["min_improvement"] = 99.0
-    (run.path / "recipe.yaml").write_text(json.dumps(recipe))
+    stricter = make_recipe_of_pairs(evaluation__min_improvement=99.0)
+    reopened = open_run(stricter, run.refs(), run.path.parent)
+    assert reopened == run
     with pytest.raises(AssertionError, match="evaluated twice"):
-        evaluate(run, store)
+        evaluate(reopened, store)
 
 
 def test_the_error_of_the_evaluator_is_passed_on_in_its_own_words(copied, monkeypatch, caplog):
