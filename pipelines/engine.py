@@ -131,8 +131,9 @@ class Work:
         jobs = list(jobs)
         done = {job.file: self._finished(job) for job in jobs}
         missing = [job for job in jobs if done[job.file] is None]
-        if missing:
-            logger.info("%s: %d of %d shards to make", self.path.name, len(missing), len(jobs))
+        if missing and len(missing) < len(jobs):
+            left = len(jobs) - len(missing)
+            logger.info("%s: going on after %d of %d shards", self.path.name, left, len(jobs))
         for attempt in range(3):
             for job, report, cost in self._run(function, missing, params, runner):
                 done[job.file] = report

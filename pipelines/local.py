@@ -62,4 +62,7 @@ def finetune(
 
 
 def _log_progress(state: dict[str, Any]) -> None:
-    logger.info("train      %s", "  ".join(f"{key} {value}" for key, value in state.items()))
+    logger.info(
+        "train      step %d of %d  loss %.3f  %.0f tokens/s",
+        *(state[key] for key in ("step", "max_steps", "loss", "tokens_per_second")),
+    )
