@@ -1,8 +1,7 @@
 """Records become rows of pieces; the `format` stage.
 
-Pairs and dialogues go through the recipe's template. Code (`text`) longer than a block is cut into
-fragments, each fragment that is trained on gets its own fill-in-the-middle draw, and every fragment
-fits a block: nothing of a file is lost, and no sentinel is cut off.
+Pairs and dialogues go through the recipe's template; code (`text`) is cut into fragments that fit a
+block. Invariant: every record is in the rows, whole, or counted with the reason why not.
 """
 
 from collections import Counter
@@ -17,13 +16,12 @@ from tokenizers import Tokenizer
 
 from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Work
 from pipelines.manifest import Counts
-from pipelines.recipe import Recipe
+from pipelines.recipe import Fim, Recipe
 from pipelines.recipe import Template as Settings
 from pipelines.records import Row, read_rows
 from pipelines.render.drops import Drops
-from pipelines.render.encode import encode_rows, in_batches, load_tokenizer
-from pipelines.render.fim import LEFT_TO_RIGHT, SENTINELS, Draw, draw_fim, render_text
-from pipelines.render.fragments import split_texts
+from pipelines.render.encode import in_batches, load_tokenizer
+from pipelines.render.fragments import Fragment, split_files
 from pipelines.render.pieces import PIECE, Piece
 from pipelines.render.templates import Template, Unrenderable, get_template
 
@@ -38,19 +36,6 @@ FORMAT_SCHEMA = pa.schema(
         pa.field("pieces", pa.list_(PIECE), nullable=False),
     ]
 )
-# A cut inside a word or a run of blanks costs a few tokens more than the whole text has.
-FIM_MARGIN = 8
-
-
-@dataclass(frozen=True, slots=True)
-class _Fragment:
-    """A stretch of a file; `ends` says that the file ends with it."""
-
-    owner: int  # the record's place in its batch
-    record_id: str
-    part: int
-    text: str
-    ends: bool
 
 
 @dataclass(slots=True)
@@ -60,6 +45,7 @@ class _Shard:
     params: Params
     tokenizer: Tokenizer
     template: Template
+    fim: Fim
     drops: Drops = field(default_factory=Drops)
     orders: Counter[str] = field(default_factory=Counter)
     tally: Counter[str] = field(default_factory=Counter)
@@ -86,8 +72,12 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
 
 def format_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Render one Parquet shard of records into one of pieces."""
-    template = get_template(Settings(**params["template"]))
-    shard = _Shard(params, load_tokenizer(Path(params["tokenizer"])), template)
+    shard = _Shard(
+        params,
+        load_tokenizer(Path(params["tokenizer"])),
+        get_template(Settings(**params["template"])),
+        Fim(**params["fim"]),
+    )
     counts = Counts()
     with pq.ParquetWriter(
         output, FORMAT_SCHEMA, compression="zstd", compression_level=1, write_page_checksum=True
@@ -134,57 +124,29 @@ def _format_pair(record: Row, shard: _Shard) -> list[Row]:
 
 def _format_code(records: Sequence[Row], shard: _Shard) -> list[list[Row]]:
     """Return the rows of each record of code: one for every fragment."""
-    fragments = _fragments(records, shard)
-    rows: list[list[Row]] = [[] for _ in records]
-    for fragment, draw in zip(fragments, _draws_that_fit(fragments, shard), strict=True):
-        pieces = render_text(fragment.text, draw, ends=fragment.ends)
-        record = records[fragment.owner]
-        rows[fragment.owner].append(_row(record, fragment.part, draw.order, pieces))
-        shard.orders[draw.order] += 1
-    return rows
-
-
-def _fragments(records: Sequence[Row], shard: _Shard) -> list[_Fragment]:
-    room = shard.params["block_size"] - 1
-    if shard.params["fim"]["fim_rate"] > 0:
-        room -= len(SENTINELS) + FIM_MARGIN
-    found = []
-    groups = split_texts(shard.tokenizer, [record["text"] for record in records], room)
-    for owner, (record, texts) in enumerate(zip(records, groups, strict=True)):
-        if not record["text"].strip():
-            shard.drops.add(record["id"], "empty_text", "no code but blanks")
-            continue
-        last = len(texts) - 1
-        shard.tally["cut_files"] += last > 0
-        shard.tally["fragments"] += len(texts)
-        found += [
-            _Fragment(owner, record["id"], part, text, part == last)
-            for part, text in enumerate(texts)
-        ]
-    return found
-
-
-def _draws_that_fit(fragments: Sequence[_Fragment], shard: _Shard) -> list[Draw]:
-    """Draw for every fragment; one that is too long once permuted stays left to right."""
-    settings = shard.params["fim"]
-    draws = [
-        draw_fim(
-            fragment.record_id,
-            fragment.part,
-            len(fragment.text),
-            rate=settings["fim_rate"],
-            spm_rate=settings["fim_spm_rate"],
-            seed=settings["seed"],
-        )
-        for fragment in fragments
+    files = [(record["id"], record["text"]) for record in records]
+    groups = split_files(shard.tokenizer, files, shard.params["block_size"], shard.fim)
+    return [
+        _format_file(record, fragments, shard)
+        for record, fragments in zip(records, groups, strict=True)
     ]
-    permuted = [i for i, draw in enumerate(draws) if draw.order != "none"]
-    rendered = [render_text(fragments[i].text, draws[i]) for i in permuted]
-    for i, example in zip(permuted, encode_rows(shard.tokenizer, rendered), strict=True):
-        if len(example.input_ids) > shard.params["block_size"]:
-            draws[i] = LEFT_TO_RIGHT
-            shard.tally["fim_did_not_fit"] += 1
-    return draws
+
+
+def _format_file(record: Row, fragments: Sequence[Fragment], shard: _Shard) -> list[Row]:
+    if not record["text"].strip():
+        shard.drops.add(record["id"], "empty_text", "no code but blanks")
+        return []
+    if not fragments:
+        shard.drops.add(record["id"], "uncuttable", "no cut makes its parts fit a block")
+    shard.tally["cut_files"] += len(fragments) > 1
+    shard.tally["fragments"] += len(fragments)
+    for fragment in fragments:
+        shard.orders[fragment.draw.order] += 1
+        shard.tally["fim_did_not_fit"] += fragment.was_too_long
+    return [
+        _row(record, part, fragment.draw.order, fragment.pieces)
+        for part, fragment in enumerate(fragments)
+    ]
 
 
 def _row(record: Row, part: int, order: str, pieces: Sequence[Piece]) -> Row:

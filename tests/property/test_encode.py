@@ -3,8 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.recipe import Fim
 from pipelines.render.encode import encode_pieces, encode_rows
-from pipelines.render.fragments import split_texts
+from pipelines.render.fim import restore_text
+from pipelines.render.fragments import split_files
 from pipelines.render.pieces import Piece
 from pipelines.render.templates import CHAT_TOKENS
 from pipelines.render.vocabulary import STARCODER_TOKENS
@@ -59,12 +61,16 @@ def test_rows_encoded_together_are_the_rows_encoded_alone(rows):
     assert encode_rows(tokenizer, rows) == [encode_pieces(tokenizer, row) for row in rows]
 
 
-@given(st.lists(TEXT.map(lambda text: text * 7), max_size=4), st.integers(8, 40))
-def test_fragments_join_to_the_text_and_fit_the_room(texts, room):
+FILES = st.lists(st.tuples(st.text(max_size=4), TEXT.map(lambda text: text * 7)), max_size=4)
+
+
+@given(FILES, st.integers(32, 60), st.sampled_from([0.0, 0.5, 1.0]))
+def test_fragments_join_to_the_file_and_fit_a_block(files, block_size, fim_rate):
     tokenizer = small_tokenizer()
 
-    groups = split_texts(tokenizer, texts, room)
+    groups = split_files(tokenizer, files, block_size, Fim(fim_rate=fim_rate))
 
-    assert ["".join(group) for group in groups] == texts
+    assert ["".join(f.text for f in group) for group in groups] == [text for _, text in files]
     for fragment in (fragment for group in groups for fragment in group):
-        assert len(tokenizer.encode(fragment).ids) <= room
+        assert restore_text(fragment.pieces) == fragment.text
+        assert len(encode_pieces(tokenizer, fragment.pieces).input_ids) <= block_size

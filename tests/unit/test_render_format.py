@@ -1,8 +1,9 @@
+from pipelines.recipe import Fim
 from pipelines.records import read_rows
-from pipelines.render import format as format_stage
-from pipelines.render.encode import encode_pieces, load_tokenizer
+from pipelines.render import fragments
+from pipelines.render.encode import Example, encode_pieces, encode_rows, load_tokenizer
 from pipelines.render.fim import restore_text
-from pipelines.render.fragments import cut_text, split_texts
+from pipelines.render.fragments import cut_text, split_files
 from pipelines.render.pieces import read_pieces
 from tests.assets.rendering import (
     CORPUS,
@@ -35,10 +36,10 @@ def test_files_longer_than_a_block_are_cut_at_line_ends_and_nothing_is_lost(tmp_
 
     for source in records:
         made = by_file[source["id"]]
-        fragments = [restore_text(read_pieces(row["pieces"])) for row in made]
+        texts = [restore_text(read_pieces(row["pieces"])) for row in made]
         ends = [row["pieces"][-1]["control"] == "<|endoftext|>" for row in made]
-        assert "".join(fragments) == source["text"]
-        assert all(fragment.endswith("\n") for fragment in fragments)
+        assert "".join(texts) == source["text"]
+        assert all(text.endswith("\n") for text in texts)
         assert [row["part"] for row in made] == list(range(len(made)))
         assert ends == [False] * (len(made) - 1) + [True]
     sizes = [
@@ -55,32 +56,55 @@ def test_files_longer_than_a_block_are_cut_at_line_ends_and_nothing_is_lost(tmp_
     }
 
 
-def test_a_line_longer_than_a_block_is_cut_between_characters(tmp_path):
+def test_a_line_longer_than_a_block_is_cut_between_characters():
     text = "data = '" + "caf\u00e9\U0001f600\u65e5" * 60 + "'\nx = 1\n"
     tokenizer = small_tokenizer()
 
-    (fragments,) = split_texts(tokenizer, [text], 20)
+    (found,) = split_files(tokenizer, [("f", text)], 32, Fim())
 
-    assert "".join(fragments) == text
-    assert max(len(tokenizer.encode(fragment).ids) for fragment in fragments) <= 20
-    assert fragments[-1].endswith("x = 1\n")
+    assert "".join(fragment.text for fragment in found) == text
+    assert max(len(encode_pieces(tokenizer, f.pieces).input_ids) for f in found) <= 32
+    assert found[-1].text.endswith("x = 1\n")
 
 
 def test_the_tokens_of_one_character_stay_together():
     stops = [1, 2, 3, 3, 3, 4]
 
-    assert cut_text("ab\U0001f600c", stops, 3) == ["ab", "\U0001f600", "c"]
-    assert cut_text("ab\U0001f600c", stops, 5) == ["ab\U0001f600", "c"]
+    assert cut_text("ab\U0001f600c", stops, lambda _: 3) == ["ab", "\U0001f600", "c"]
+    assert cut_text("ab\U0001f600c", stops, lambda _: 5) == ["ab\U0001f600", "c"]
 
 
-def test_short_texts_stay_whole_and_the_order_is_kept():
+def test_a_fragment_that_encodes_to_more_than_inside_its_file_is_cut_smaller(monkeypatch):
     tokenizer = small_tokenizer()
-    texts = ["a = 1\n", CORPUS[0], "", "b = 2\n"]
 
-    groups = split_texts(tokenizer, texts, 50)
+    def encode_longer(tokenizer, rows):
+        """Encode as if every row took 13 tokens more than it does."""
+        return [
+            Example(row.input_ids + [0] * 13, row.labels) for row in encode_rows(tokenizer, rows)
+        ]
 
-    assert ["".join(group) for group in groups] == texts
+    monkeypatch.setattr(fragments, "encode_rows", encode_longer)
+    (found,) = split_files(tokenizer, [("f", CORPUS[0])], 64, Fim())
+
+    assert "".join(fragment.text for fragment in found) == CORPUS[0]
+    assert max(len(encode_pieces(tokenizer, f.pieces).input_ids) for f in found) <= 64 - 13
+
+    monkeypatch.setattr(
+        fragments,
+        "encode_rows",
+        lambda tokenizer, rows: [Example([0] * 99, []) for _ in rows],
+    )
+    assert split_files(tokenizer, [("f", CORPUS[0])], 64, Fim()) == [[]]
+
+
+def test_short_files_stay_whole_and_the_order_is_kept():
+    files = [("a", "a = 1\n"), ("long", CORPUS[0]), ("empty", ""), ("b", "b = 2\n")]
+
+    groups = split_files(small_tokenizer(), files, 64, Fim())
+
+    assert ["".join(f.text for f in group) for group in groups] == [text for _, text in files]
     assert [len(group) == 1 for group in groups] == [True, False, True, True]
+    assert [group[-1].ends for group in groups] == [True] * 4
 
 
 def test_only_training_code_is_permuted_and_every_fragment_fits(tmp_path):
@@ -109,7 +133,7 @@ def test_only_training_code_is_permuted_and_every_fragment_fits(tmp_path):
 
 
 def test_a_fragment_that_no_longer_fits_when_permuted_stays_left_to_right(tmp_path, monkeypatch):
-    monkeypatch.setattr(format_stage, "FIM_MARGIN", -3)
+    monkeypatch.setattr(fragments, "FIM_MARGIN", -3)
     records = [record(f"f:{i}", text=text) for i, text in enumerate(CORPUS)]
 
     rows, manifest, tokenizer = formatted(
