@@ -4,6 +4,9 @@ import ast
 import threading
 import warnings
 
+# Warning filters belong to the whole process; parsing holds the interpreter's lock anyway.
+_filters = threading.Lock()
+
 
 class BadSyntax(ValueError):
     """Source that Python cannot parse; `reason` is "does_not_parse" or "too_deep"."""
@@ -30,7 +33,7 @@ def parse_python(source: str) -> ast.Module:
 
 def _parse(source: str) -> ast.Module | BadSyntax:
     try:
-        with warnings.catch_warnings():
+        with _filters, warnings.catch_warnings():
             # With `python -W error` an invalid escape would turn into a syntax error.
             warnings.simplefilter("ignore")
             return ast.parse(source)

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipelines.curate.rows import add_meta, body_kind, filter_rows
+from pipelines.curate.rows import add_meta, body_kind, choose_runner, filter_rows
 from pipelines.engine import Built, Input, Job, Outcome, Params, Work
 from pipelines.errors import PreflightError
 from pipelines.manifest import sha256_file
@@ -51,8 +51,9 @@ def params(recipe: Recipe) -> dict[str, Any]:
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     """Filter every shard; the report counts guesses by language, and exempt records by reason."""
     given = {**params(recipe), "path": str(find_model()) if recipe.curation.languages else ""}
-    jobs = [Job(shard.file, (path,)) for shard, path in inputs["collect"].paths()]
-    made = work.map(filter_shard, jobs, given)
+    upstream = inputs["collect"]
+    jobs = [Job(shard.file, (path,)) for shard, path in upstream.paths()]
+    made = work.map(filter_shard, jobs, given, runner=choose_runner(upstream.shards))
     totals: dict[str, Counter[str]] = {"languages": Counter(), "exempt": Counter()}
     for report in made:
         for name, total in totals.items():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.curate.rows import Fault, filter_rows, read_meta
+from pipelines.curate.rows import Fault, choose_runner, filter_rows, read_meta
 from pipelines.engine import Built, Input, Job, Outcome, Params, Work
 from pipelines.recipe import Recipe
 from pipelines.records import Row, body_text
@@ -36,8 +36,10 @@ def params(recipe: Recipe) -> dict[str, Any]:
 
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     """Filter every shard."""
-    jobs = [Job(shard.file, (path,)) for shard, path in inputs["language"].paths()]
-    return Built(work.map(filter_shard, jobs, params(recipe), runner="processes"))
+    upstream = inputs["language"]
+    jobs = [Job(shard.file, (path,)) for shard, path in upstream.paths()]
+    runner = choose_runner(upstream.shards)
+    return Built(work.map(filter_shard, jobs, params(recipe), runner=runner))
 
 
 def filter_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:

@@ -2,16 +2,24 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.engine import SAMPLES_PER_REASON, Outcome, Reject
-from pipelines.manifest import Counts, canonical
+from pipelines.engine import SAMPLES_PER_REASON, Outcome, Reject, Runner
+from pipelines.manifest import Counts, Shard, canonical
 from pipelines.records import Row, read_rows, write_rows
 
 Kind = Literal["messages", "prompt", "text"]
 Fault = tuple[str, str]  # (reason, detail)
+
+# Filters hold the interpreter's lock. Below this, starting processes costs more than they save.
+PROCESSES_FROM_ROWS = 20_000
+
+
+def choose_runner(shards: Iterable[Shard]) -> Runner:
+    """Return what runs a filter over shards fastest; the result is the same."""
+    return "processes" if sum(shard.rows for shard in shards) >= PROCESSES_FROM_ROWS else "threads"
 
 
 def body_kind(row: Mapping[str, Any]) -> Kind:

@@ -45,7 +45,7 @@ def find_problem(source: Source) -> str | None:
     if source.distribution is not None:
         return _distribution_problem(source.distribution)
     return (
-        f"source {source.id!r}: fetching from a remote repository is not available in this "
+        "fetching from a remote repository is not available in this "
         "version; name an installed `distribution:` or a local `path:` (or run with data=FOLDER)"
     )
 
@@ -57,7 +57,7 @@ def _distribution_problem(name: str) -> str | None:
         known = {d.metadata["Name"] for d in metadata.distributions() if d.metadata["Name"]}
         return (
             f"distribution {name!r} is not installed{did_you_mean(name, sorted(known))}; "
-            "install it or give sources.N.path"
+            "install it or name a local `path:`"
         )
     return None
 
