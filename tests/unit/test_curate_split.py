@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.curate.split import assign_split
+from pipelines.curate.split import assign_split, place_of
 from pipelines.errors import SourceError
 from pipelines.manifest import Counts
 from tests.assets.curation import curation_recipe, record, rows_of, run_stage
@@ -71,17 +71,28 @@ def test_without_held_out_shares_everything_is_trained_on(tmp_path):
     assert [s.file for s in store.manifest(ref).shards] == ["train-00000.parquet"]
 
 
+def test_a_split_that_few_groups_leave_empty_takes_the_next_in_line(tmp_path):
+    store, ref = split(tmp_path, rows(range(6)), validation=0.01, test=0.01)
+    report = store.manifest(ref).report
+
+    order = sorted((f"g{i:03d}" for i in range(6)), key=lambda group: place_of(group, 42))
+    assert report["moved"] == {order[0]: "test", order[1]: "validation"}
+    assert {row["group"] for row in rows_of(store, ref, "test")} == {order[0]}
+    assert {row["group"] for row in rows_of(store, ref, "validation")} == {order[1]}
+    assert {row["group"] for row in rows_of(store, ref, "train")} == set(order[2:])
+
+
 @pytest.mark.parametrize(
     ("groups", "settings", "message"),
     [
-        (0, {}, "none of 0 groups is left to train on; add data"),
-        (2, {"validation": 0}, "none of 2 groups fell into test (share 0.05); raise split.test"),
-        (2, {"test": 0}, "none of 2 groups fell into validation (share 0.05)"),
+        (0, {}, "0 groups (files, questions, trees) are too few"),
+        (2, {}, "2 groups (files, questions, trees) are too few"),
+        (1, {"validation": 0}, "1 groups (files, questions, trees) are too few"),
     ],
 )
-def test_an_empty_split_is_one_line_that_says_what_to_do(tmp_path, groups, settings, message):
+def test_too_few_groups_are_one_line_that_says_what_to_do(tmp_path, groups, settings, message):
     with pytest.raises(SourceError) as caught:
         split(tmp_path, rows(range(groups)), **settings)
 
     assert str(caught.value).startswith(f"split: {message}")
-    assert str(caught.value).endswith("add data")
+    assert "add data" in str(caught.value)
