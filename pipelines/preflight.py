@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from pipelines.curate.language import find_model
 from pipelines.errors import PreflightError
 from pipelines.recipe import Recipe, load_hardware
 from pipelines.sources import check_sources
@@ -28,11 +29,18 @@ def check(recipe: Recipe, root: Path, *, train_here: bool = False) -> None:
 
 
 def _source_problems(recipe: Recipe) -> list[str]:
+    """Check that the raw input is here, and the model that the language filter needs."""
+    problems = []
     try:
         check_sources(recipe)
     except PreflightError as error:
-        return [str(error)]
-    return []
+        problems.append(str(error))
+    try:
+        if recipe.curation.languages:
+            find_model()
+    except PreflightError as error:
+        problems.append(str(error))
+    return problems
 
 
 def disk_problems(recipe: Recipe, root: Path) -> list[str]:
