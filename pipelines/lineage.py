@@ -1,7 +1,8 @@
-"""From a run back to its records: the chain of stages, and every url and license trained on.
+"""From a run back to its records: the chain of stages, urls and licenses of the training set.
 
-Invariant: each record id in the packed training shards is found again in the split stage, so the
-license counts cover all of what the model has seen, and nothing else.
+The training set is what the packed training shards hold; with few steps a model has seen only part
+of it. Invariant: each record id in those shards is found again in the split stage, so the license
+counts cover all that the model may have seen, and nothing that it cannot have.
 """
 
 import hashlib
@@ -29,11 +30,12 @@ Lineage = dict[str, Any]
 
 
 def build_lineage(run: Run, store: Store) -> Lineage:
-    """Return the lineage of a run: its stages in order, and its sources as far as trained on.
+    """Return the lineage of a run: its stages in order, and what each source gave to training.
 
     `sources` holds for each id what `collect` reported of it (revision, license, url, records) and
-    `used`: {records, licenses, authors, urls, examples}; a license "" means none is stated. Raises
-    StoreError where a stage is gone, was rebuilt with another result, or does not fit the others.
+    `used`, the training set's part: {records, licenses, authors, urls, examples}; a license ""
+    means none is stated. Raises StoreError where a stage is gone, was rebuilt with another result,
+    or does not fit the others.
     """
     refs, info = run.refs(), run.info()
     manifests = {s.name: _manifest(run, store, refs[s.name]) for s in STAGES}
@@ -55,7 +57,7 @@ def build_lineage(run: Run, store: Store) -> Lineage:
 
 
 def records_of_run(run: Run, store: Store) -> Iterator[dict[str, Any]]:
-    """Yield id, source, revision, url, author and license of every record trained on.
+    """Yield id, source, revision, url, author and license of every record in the training set.
 
     Reads only the columns named, a batch at a time; the order is that of the split stage. Raises
     StoreError where a stage is gone or packed ids are unknown to the split stage.
@@ -98,10 +100,11 @@ def trace_text(lineage: Lineage) -> str:
     ]
     for name, source in lineage["sources"].items():
         used = source["used"]
+        revision = source.get("revision") or "unknown"
         parts.append(
-            f"source {name}, revision {source.get('revision') or 'unknown'}: trained on "
-            f"{used['records']:,} of {source.get('records', 0):,} records, "
-            f"{used['urls']:,} urls, {used['authors']:,} authors"
+            f"source {name}, revision {revision}: {used['records']:,} of "
+            f"{source.get('records', 0):,} records in the training set, {used['urls']:,} urls, "
+            f"{used['authors']:,} authors"
         )
         parts.append(table(["license", "records"], license_rows(used["licenses"])))
         parts.append("\n".join(f"- {url}" for url in used["examples"]) or "(no urls)")
@@ -123,7 +126,7 @@ def license_rows(licenses: dict[str, int]) -> list[tuple[str, int]]:
 
 @dataclass(slots=True)
 class _Used:
-    """What training used of one source."""
+    """What the training set holds of one source."""
 
     licenses: Counter[str] = field(default_factory=Counter)
     authors: set[str] = field(default_factory=set)

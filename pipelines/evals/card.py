@@ -72,7 +72,7 @@ print(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_toke
 def write_card(run: Run, store: Store) -> Path:
     """Write the run's model card and return its path.
 
-    Raises StarloomError where the run is not evaluated or a record trained on has no license.
+    Raises StarloomError where the run is not evaluated or a training record has no license.
     """
     training, scorecard = run.read("training.json"), run.read("scorecard.json")
     if not training or not scorecard:
@@ -87,7 +87,7 @@ def write_card(run: Run, store: Store) -> Path:
 
 
 def check_licenses(lineage: Lineage) -> None:
-    """Raise StarloomError naming every source with records trained on that state no license."""
+    """Raise StarloomError naming every source of training records that state no license."""
     missing = [
         f"{name} ({source['used']['licenses']['']:,} records)"
         for name, source in lineage["sources"].items()
@@ -120,7 +120,7 @@ def card_text(recipe: Recipe, lineage: Lineage, training: Data, scorecard: Data)
         "## Rendering",
         table(["what", "value"], _rendering_rows(recipe)),
         "## Training",
-        table(["what", "value"], training_rows(recipe, training)),
+        table(["what", "value"], training_rows(recipe, lineage, training)),
         table(["parameter", "value"], _parameter_rows(recipe)),
         "## Evaluation",
         loss_table(scorecard),
@@ -180,7 +180,7 @@ def _examples(lineage: Lineage) -> str:
     ]
     listed = "\n".join(lines) or "None of the records has a url."
     command = f"starloom trace {lineage['run']} --records"
-    return f"Examples of the records trained on (`{command}` lists all):\n\n{listed}"
+    return f"Examples of records in the training set (`{command}` lists all):\n\n{listed}"
 
 
 def _rendering_rows(recipe: Recipe) -> list[list[object]]:
@@ -219,7 +219,7 @@ def _limitations(recipe: Recipe, lineage: Lineage) -> str:
     if recipe.model.config is not None:
         records = sum(source["used"]["records"] for source in lineage["sources"].values())
         lines.append(
-            f"- It was trained from random weights on {records:,} records only: expect the form "
-            "of code, not its meaning."
+            f"- It was trained from random weights on no more than {records:,} records: expect the "
+            "form of code, not its meaning."
         )
     return "\n".join(lines)

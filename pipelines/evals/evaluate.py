@@ -10,6 +10,8 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from pipelines.evals.samples import Prompt, Sample, choose_prompts, complete_pro
 from pipelines.evals.scorecard import bootstrap_improvement, scorecard_parts, verdict
 from pipelines.lineage import build_lineage
 from pipelines.manifest import digest_of
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, load_hardware
 from pipelines.render.encode import load_tokenizer
 from pipelines.runs import Run
 from pipelines.serve.generate import pick_device
@@ -54,17 +56,20 @@ def evaluate_run(run: Run, store: Store) -> dict[str, Any]:
     packed, tokenizer_dir = store.path(refs["pack"]), store.path(refs["tokenizer"])
     test = PackedDataset(packed, "test")
     test_shards = [path for _, path in store.shards(refs["split"], "test")]
-    device = pick_device(recipe)
+    device, hardware = pick_device(recipe), load_hardware(recipe.hardware)
+    workers = hardware.processes_per_node if hardware.device == "cpu" else 1
 
     model = load_trained(run.model).to(device)
-    check = check_reload(run, recipe, training, model, PackedDataset(packed, "validation"))
+    validation = PackedDataset(packed, "validation")
+    check = check_reload(run, training, model, validation, workers)
     logger.info("reload check: %s", check)
-    after = row_losses(model, test)
+    after = row_losses(model, test, workers)
     samples = _samples(model, run, recipe, test_shards)
     del model
     # Step 0 in the precision that is saved: rounding must not count for or against training.
     untrained = build_model(recipe, tokenizer_dir).eval()
-    before = row_losses(untrained.to(device, getattr(torch, recipe.model.dtype)), test)
+    untrained.to(device, getattr(torch, recipe.model.dtype))
+    before = row_losses(untrained, test, workers)
 
     scorecard = {
         "key": digest_of(parts),
@@ -91,7 +96,7 @@ def evaluate_run(run: Run, store: Store) -> dict[str, Any]:
 
 
 def check_reload(
-    run: Run, recipe: Recipe, training: dict[str, Any], model: Any, validation: PackedDataset
+    run: Run, training: dict[str, Any], model: Any, validation: PackedDataset, workers: int
 ) -> dict[str, Any]:
     """Compare the reloaded model's validation loss with the one at the end of training.
 
@@ -101,10 +106,11 @@ def check_reload(
     last = training["eval"][-1] if training["eval"] else None
     if last is None or last["step"] != training["global_step"]:
         return {"status": "not made", "reason": "training did not end with a validation"}
-    rows = validation_rows(len(validation))
-    batch_size = recipe.training.per_device_eval_batch_size
-    found = evaluate_loss(model, validation, batch_size, model.device, rows=rows)
-    tolerance = TOLERANCES[recipe.model.dtype]
+    found = sum(
+        row_losses(model, validation, workers, rows=validation_rows(len(validation))),
+        EvalLoss(0.0, 0),
+    )
+    tolerance = TOLERANCES[run.recipe().model.dtype]
     same = found.tokens == last["tokens"] and abs(found.loss - last["loss"]) <= tolerance
     if not same:
         raise StarloomError(
@@ -123,9 +129,20 @@ def check_reload(
     }
 
 
-def row_losses(model: Any, dataset: PackedDataset) -> list[EvalLoss]:
-    """Return the loss of every packed row by itself; their sum is that of the dataset."""
-    return [evaluate_loss(model, dataset, 1, model.device, rows=[i]) for i in range(len(dataset))]
+def row_losses(
+    model: Any, dataset: PackedDataset, workers: int, *, rows: Sequence[int] | None = None
+) -> list[EvalLoss]:
+    """Return the loss of every packed row (or of those named) by itself; they add up.
+
+    Rows go to threads whole: sharing the small matrices of one row among threads costs more than
+    it brings, above all on a busy machine.
+    """
+
+    def evaluate(row: int) -> EvalLoss:
+        return evaluate_loss(model, dataset, 1, model.device, rows=[row])
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(evaluate, range(len(dataset)) if rows is None else rows))
 
 
 def compare(before: list[EvalLoss], after: list[EvalLoss]) -> dict[str, Any]:

@@ -48,11 +48,12 @@ def _run_process(run: Run, store_root: Path) -> None:
     supervisor = [sys.executable, "-m", "pipelines.training.supervise", str(GRACE_SECONDS), "--"]
     folders = ["--run", str(run.path.resolve()), "--store", str(store_root.resolve())]
     evaluator = [sys.executable, "-m", EVALUATOR, *folders]
+    recipe = run.recipe()
     with (run.path / LOG).open("wb") as log:
         process = subprocess.Popen(
             [*supervisor, *evaluator],
             cwd=ROOT,
-            env=_environment(run),
+            env=child_environment(recipe, load_hardware(recipe.hardware)),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -69,14 +70,6 @@ def _run_process(run: Run, store_root: Path) -> None:
             process.stdin.close()
     if code:
         raise StarloomError(_failure(run, code))
-
-
-def _environment(run: Run) -> dict[str, str]:
-    """Return the environment of training, with the threads of all its processes on one machine."""
-    recipe = run.recipe()
-    hardware = load_hardware(recipe.hardware)
-    threads = hardware.processes_per_node * hardware.threads_per_process
-    return {**child_environment(recipe, hardware), "OMP_NUM_THREADS": str(threads)}
 
 
 def _failure(run: Run, code: int) -> str:

@@ -53,7 +53,7 @@ def report_text(
                 "## Tokens",
                 token_table(lineage),
                 "## Training",
-                table(["what", "value"], training_rows(recipe, training)),
+                table(["what", "value"], training_rows(recipe, lineage, training)),
                 "## Held-out loss",
                 loss_table(scorecard),
                 reload_text(scorecard["reload_check"]),
@@ -66,7 +66,7 @@ def report_text(
 
 
 def source_table(lineage: Lineage) -> str:
-    """Return what was collected from each source, and how much of it was trained on."""
+    """Return what was collected from each source, and how much of it is in the training set."""
     rows = [
         [
             name,
@@ -79,18 +79,18 @@ def source_table(lineage: Lineage) -> str:
         ]
         for name, source in lineage["sources"].items()
     ]
-    head = ["source", "revision", "files", "records", "trained on", "urls", "authors"]
+    head = ["source", "revision", "files", "records", "in training set", "urls", "authors"]
     return table(head, rows)
 
 
 def license_table(lineage: Lineage) -> str:
-    """Return how many records trained on carry which license, by source."""
+    """Return how many records of the training set carry which license, by source."""
     rows = [
         (name, license_, count)
         for name, source in lineage["sources"].items()
         for license_, count in license_rows(source["used"]["licenses"])
     ]
-    return table(["source", "license", "records trained on"], rows)
+    return table(["source", "license", "records in training set"], rows)
 
 
 def funnel_table(lineage: Lineage) -> str:
@@ -105,8 +105,7 @@ def funnel_table(lineage: Lineage) -> str:
 def token_table(lineage: Lineage) -> str:
     """Return the packed rows and tokens of each split."""
     splits: dict[str, list[int]] = {}
-    packed = next(stage for stage in lineage["stages"] if stage["stage"] == "pack")
-    for shard in packed["shards"]:
+    for shard in packed_shards(lineage):
         sums = splits.setdefault(shard["split"], [0, 0, 0])
         for i, key in enumerate(("rows", "tokens", "trained_tokens")):
             sums[i] += shard[key]
@@ -116,22 +115,30 @@ def token_table(lineage: Lineage) -> str:
     )
 
 
-def training_rows(recipe: Recipe, training: Data) -> list[list[object]]:
+def packed_shards(lineage: Lineage) -> list[Data]:
+    """Return the shards of the dataset that training and evaluation read."""
+    shards: list[Data] = next(s for s in lineage["stages"] if s["stage"] == "pack")["shards"]
+    return shards
+
+
+def training_rows(recipe: Recipe, lineage: Lineage, training: Data) -> list[list[object]]:
     """Return what the training did and took, as rows of name and value."""
     hardware = load_hardware(recipe.hardware)
-    seconds = training["seconds"]
+    seconds, seen = training["seconds"], training["tokens_seen"]
+    held = sum(shard["tokens"] for shard in packed_shards(lineage) if shard["split"] == "train")
     rows: list[list[object]] = [
         ["base model", base_text(recipe)],
         ["parameters", training["parameters"]],
         ["of these trained", training["trainable_parameters"]],
         ["steps", training["global_step"]],
-        ["tokens seen", training["tokens_seen"]],
-        ["tokens a second", round(training["tokens_seen"] / seconds) if seconds else "-"],
+        ["tokens seen", seen],
+        ["passes over the training set", round(seen / held, 3)],
+        ["tokens a second", round(seen / seconds) if seconds else "-"],
         ["training loss", training["train_loss"]],
         ["processes", training["world_size"]],
         ["hardware", hardware_text(recipe.hardware, hardware)],
-        ["seconds", round(seconds, 1)],
-        ["CPU seconds", round(training["cpu_seconds"], 1)],
+        ["seconds", f"{seconds:,.1f}"],
+        ["CPU seconds", f"{training['cpu_seconds']:,.1f}"],
         ["peak memory of all processes", f"{training['peak_rss'] / GB:.2f} GB"],
     ]
     if hardware.price_per_hour:

@@ -72,10 +72,13 @@ def test_the_numbers_on_the_card_are_those_of_manifests_training_and_scorecard(e
     ]
     assert rows_of(text, "step 0")[0][1] == f"{scorecard['step0']['loss']:.4f}"
     assert rows_of(text, "tokens seen") == [["tokens seen", "12,345"]]
+    # 312 tokens in the training shards.
+    passes = "passes over the training set"
+    assert rows_of(text, passes) == [[passes, f"{12_345 / 312:.3f}"]]
     assert rows_of(text, "training.learning_rate") == [["training.learning_rate", "0.002"]]
     assert rows_of(text, "fill-in-the-middle rate")[0][1] == "0.5 of code files"
     assert f"> {scorecard['reason']}" in text
-    assert "on 13 records only" in text
+    assert "no more than 13 records" in text
 
 
 def test_the_front_matter_names_the_one_license_of_all_records(evaluated):

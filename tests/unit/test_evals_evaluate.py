@@ -68,7 +68,7 @@ def test_the_losses_of_the_rows_add_up_to_that_of_the_dataset(evaluated):
     train = PackedDataset(store.path(run.refs()["pack"]), "train")
     model = load_trained(run.model)
 
-    rows = row_losses(model, train)
+    rows = row_losses(model, train, 2)
 
     whole = evaluate_loss(model, train, 4, "cpu")
     assert len(rows) == len(train)
@@ -96,8 +96,8 @@ def test_the_evaluation_leaves_scorecard_samples_report_and_lineage(evaluated):
         assert f"| trained |                {scorecard['trained']['loss']:.4f} |" in text
     for line in (
         "![Training and validation loss over steps](loss.png)",
-        "| kit    |      2.0 |     3 |       6 |          6 |    3 |       0 |",
-        "| toy    | BSD-3-Clause |                  7 |",
+        "| kit    |      2.0 |     3 |       6 |               6 |    3 |       0 |",
+        "| toy    | BSD-3-Clause |                       7 |",
         "| tokens seen                  | 12,345 ",
         "### 1. https://example.org/toy/3 (BSD-3-Clause)",
     ):
@@ -147,15 +147,17 @@ def test_weights_that_are_not_those_trained_fail_the_evaluation(copied):
         ("bfloat16", 2.1e-2, False),
     ],
 )
-def test_the_reload_check_allows_for_the_rounding_of_the_dtype_only(finished, dtype, shift, same):
-    run, store = finished
+def test_the_reload_check_allows_for_the_rounding_of_the_dtype_only(copied, dtype, shift, same):
+    run, store = copied
     training = run.read("training.json")
     training["eval"][-1]["loss"] += shift
-    recipe = make_recipe_of_pairs(model__dtype=dtype)
+    recipe = run.recipe().model_dump(mode="json")
+    recipe["model"]["dtype"] = dtype
+    (run.path / "recipe.yaml").write_text(json.dumps(recipe))
     validation = PackedDataset(store.path(run.refs()["pack"]), "validation")
 
     def check():
-        return check_reload(run, recipe, training, load_trained(run.model), validation)
+        return check_reload(run, training, load_trained(run.model), validation, 1)
 
     if same:
         assert check()["status"] == "equal"
@@ -168,7 +170,7 @@ def test_a_training_that_did_not_end_with_a_validation_is_not_compared(finished)
     run, _ = finished
     training = run.read("training.json") | {"global_step": 41}
 
-    assert check_reload(run, run.recipe(), training, None, None) == {
+    assert check_reload(run, training, None, None, 1) == {
         "status": "not made",
         "reason": "training did not end with a validation",
     }
@@ -276,9 +278,12 @@ def test_a_run_that_is_not_trained_is_not_evaluated(copied, status):
 def test_step_0_is_measured_in_the_precision_that_is_saved(copied, monkeypatch):
     run, store = copied
     seen = []
-    monkeypatch.setattr(
-        module, "row_losses", lambda model, test: seen.append(model.dtype) or [EvalLoss(5.0, 5)]
-    )
+
+    def spy(model, *arguments, **options):
+        seen.append(model.dtype)
+        return row_losses(model, *arguments, **options)
+
+    monkeypatch.setattr(module, "row_losses", spy)
     recipe = run.recipe().model_dump(mode="json")
     recipe["model"]["dtype"] = "bfloat16"
     (run.path / "recipe.yaml").write_text(json.dumps(recipe))
@@ -293,4 +298,5 @@ def test_step_0_is_measured_in_the_precision_that_is_saved(copied, monkeypatch):
 
     evaluate_run(run, store)
 
-    assert seen == [torch.bfloat16, torch.bfloat16]
+    # Validation and test of the trained model, test of step 0.
+    assert seen == [torch.bfloat16] * 3

@@ -119,8 +119,12 @@ def test_the_trace_shows_stages_sources_licenses_and_urls(prepared):
         dedup.split()
         == f"| split | {split} | 20 | 20 | - | {'dedup:' + refs['dedup'].digest[:12]} |".split()
     )
-    assert "source kit, revision 2.0: trained on 6 of 6 records, 3 urls, 0 authors" in lines
-    assert "source toy, revision 1.0: trained on 7 of 18 records, 4 urls, 3 authors" in lines
+    assert (
+        "source kit, revision 2.0: 6 of 6 records in the training set, 3 urls, 0 authors" in lines
+    )
+    assert (
+        "source toy, revision 1.0: 7 of 18 records in the training set, 4 urls, 3 authors" in lines
+    )
     assert "| BSD-3-Clause |       7 |" in lines
     assert "- https://example.org/kit/9" in lines
 
