@@ -1,6 +1,6 @@
 """Over any text: it comes back, it forges nothing, it is cut without loss."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.recipe import Fim
@@ -25,6 +25,7 @@ PIECE = st.one_of(
 ROW = st.lists(PIECE, max_size=8)
 
 
+@settings(deadline=None)
 @given(ROW)
 def test_control_tokens_are_exactly_those_of_the_control_pieces(row):
     tokenizer = small_tokenizer()
@@ -37,6 +38,7 @@ def test_control_tokens_are_exactly_those_of_the_control_pieces(row):
     ]
 
 
+@settings(deadline=None)
 @given(ROW)
 def test_ids_decode_to_the_pieces_and_labels_to_the_trained_ones(row):
     tokenizer = small_tokenizer()
@@ -54,6 +56,7 @@ def test_ids_decode_to_the_pieces_and_labels_to_the_trained_ones(row):
     assert all(label in (-100, i) for i, label in zip(*example, strict=True))
 
 
+@settings(deadline=None)
 @given(st.lists(ROW, max_size=5))
 def test_rows_encoded_together_are_the_rows_encoded_alone(rows):
     tokenizer = small_tokenizer()
@@ -64,6 +67,7 @@ def test_rows_encoded_together_are_the_rows_encoded_alone(rows):
 FILES = st.lists(st.tuples(st.text(max_size=4), TEXT.map(lambda text: text * 7)), max_size=4)
 
 
+@settings(deadline=None)
 @given(FILES, st.integers(32, 60), st.sampled_from([0.0, 0.5, 1.0]))
 def test_fragments_join_to_the_file_and_fit_a_block(files, block_size, fim_rate):
     tokenizer = small_tokenizer()

@@ -26,6 +26,7 @@ EXAMPLES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(LENGTHS)
 def test_every_example_is_in_one_row_and_no_row_is_over_full(lengths):
     plan = plan_rows(lengths, BLOCK)
@@ -35,6 +36,7 @@ def test_every_example_is_in_one_row_and_no_row_is_over_full(lengths):
     assert plan == plan_rows(lengths, BLOCK)
 
 
+@settings(deadline=None)
 @given(LENGTHS)
 def test_no_two_rows_would_have_fitted_in_one(lengths):
     sizes = sorted(sum(lengths[i] for i in row) for row in plan_rows(lengths, BLOCK))

@@ -1,6 +1,6 @@
 """Over random dialogues: prompts are prefixes, and exactly the answers are trained."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.recipe import Template as Settings
@@ -38,6 +38,7 @@ def decode(ids):
     return small_tokenizer().decode(ids, skip_special_tokens=False)
 
 
+@settings(deadline=None)
 @given(dialogues(), st.none() | st.text(max_size=9), st.booleans())
 def test_the_prompt_of_a_dialogue_is_a_prefix_of_its_training_ids(dialogue, system, on_prompt):
     template = get_template(Settings(name="starchat", system=system, train_on_prompt=on_prompt))
@@ -50,6 +51,7 @@ def test_the_prompt_of_a_dialogue_is_a_prefix_of_its_training_ids(dialogue, syst
     assert decode(example.input_ids[len(prompt) :]) == f"{answer}<|end|>\n"
 
 
+@settings(deadline=None)
 @given(dialogues(), st.none() | st.text(max_size=9))
 def test_the_labels_of_a_dialogue_decode_to_its_answers_and_end_tokens(dialogue, system):
     template = get_template(Settings(name="starchat", system=system))
@@ -65,6 +67,7 @@ def test_the_labels_of_a_dialogue_decode_to_its_answers_and_end_tokens(dialogue,
     assert all(label in (-100, i) for i, label in zip(*example, strict=True))
 
 
+@settings(deadline=None)
 @given(dialogues(), st.none() | st.text(max_size=9))
 def test_the_number_of_control_tokens_depends_on_the_number_of_turns_alone(dialogue, system):
     tokenizer = small_tokenizer()
@@ -78,6 +81,7 @@ def test_the_number_of_control_tokens_depends_on_the_number_of_turns_alone(dialo
     assert sum(i in special for i in ids) == 2 * turns
 
 
+@settings(deadline=None)
 @given(CONTENT, CONTENT, st.sampled_from(["plain", "alpaca", "question-answer"]), st.booleans())
 def test_the_prompt_of_a_pair_is_a_prefix_and_its_answer_ends_the_text(
     prompt, completion, name, on_prompt
