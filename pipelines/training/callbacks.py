@@ -140,20 +140,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-class StopFlag:
-    """Set by SIGTERM; the step that is running ends first."""
-
-    def __init__(self) -> None:
-        self.is_set = False
-
-    def install(self) -> None:
-        """Catch SIGTERM in this process."""
-        signal.signal(signal.SIGTERM, self._catch)
-
-    def _catch(self, _signal: int, _frame: FrameType | None) -> None:
-        self.is_set = True
-
-
 class StepAgreement(TrainerCallback):  # type: ignore[misc]
     """After each step, one all-reduce tells every rank the sums and whether any has to stop.
 
@@ -161,21 +147,25 @@ class StepAgreement(TrainerCallback):  # type: ignore[misc]
     others wait for it in the next step.
     """
 
-    def __init__(self, meter: Meter, stop: StopFlag, device: torch.device) -> None:
-        """Share a meter and a stop flag of this rank; `device` is that of the process group."""
+    def __init__(self, meter: Meter, device: torch.device) -> None:
+        """Share this rank's meter; `device` is that of the process group."""
         self._meter = meter
-        self._stop = stop
         self._device = device
+        self._stop = False
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Start the clock."""
+        """Start the clock and catch SIGTERM: until here, with nothing to save, it ends the rank."""
         self._meter.mark()
+        signal.signal(signal.SIGTERM, self._request_stop)
+
+    def _request_stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self._stop = True
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> Any:
         """Exchange, count, and on a stop ask for a checkpoint and the end."""
         meter = self._meter
         stops, tokens, cpu_seconds, peak_rss = sum_over_ranks(
-            [float(self._stop.is_set), float(meter.local_tokens), *usage()], self._device
+            [float(self._stop), float(meter.local_tokens), *usage()], self._device
         )
         meter.local_tokens = 0
         meter.finish_step(int(tokens), cpu_seconds, int(peak_rss))

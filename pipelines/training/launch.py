@@ -38,8 +38,11 @@ PROGRESS_SECONDS = 2.0
 HANDOVER_SECONDS = GRACE_SECONDS + 10  # a dead owner's supervisor is gone by then
 LOG, METRICS = "train.log", "metrics.jsonl"
 LOG_LINES = 15
-# torchrun's report of a rank that a signal ended; -15 is its own SIGTERM to the others.
-KILLED = re.compile(rb"exitcode\s*:\s*-(?!15\b)\d+")
+# torchrun's report: what a signal ended (its own SIGTERM to the others apart), what it killed
+# itself because it did not end, and where its own log begins after that of the ranks.
+KILLED = re.compile(r"exitcode\s*: -(?!15\b)\d+ \(pid: (\d+)\)")
+KILLED_BY_TORCHRUN = re.compile(r"Unable to shutdown process (\d+)")
+TORCHRUN_LOG = re.compile(r"^[WE]\d{4} .*torch/distributed/elastic", re.MULTILINE)
 
 OnProgress = Callable[[dict[str, Any]], None]
 
@@ -77,7 +80,7 @@ def launch(
                 raise Interrupted(_interrupted(run))
             if _newest_step(run) <= before:
                 if retried_from_scratch or before >= 0 or not attempt.was_killed(code):
-                    raise TrainingError(_failure(run, code, attempt.log_start))
+                    raise TrainingError(_failure(run, code, attempt.log()))
                 retried_from_scratch = True
             logger.warning(
                 "run %s: training crashed (exit code %d); starting again from %s",
@@ -183,9 +186,15 @@ class _Attempt:
 
     def was_killed(self, code: int) -> bool:
         """Return whether a signal ended torchrun or a rank, as an operator or the kernel does."""
+        text = self.log()
+        killed = {*KILLED.findall(text)} - {*KILLED_BY_TORCHRUN.findall(text)}
+        return code > 128 or bool(killed)
+
+    def log(self) -> str:
+        """Return what this attempt has written to the log."""
         with (self.run_.path / LOG).open("rb") as file:
             file.seek(self.log_start)
-            return code > 128 or KILLED.search(file.read()) is not None
+            return file.read().decode(errors="replace")
 
 
 @contextlib.contextmanager
@@ -256,10 +265,9 @@ def _interrupted(run: Run) -> str:
     return f"run {run.name}: training was stopped, the {kept}; start it again to resume"
 
 
-def _failure(run: Run, code: int, log_start: int) -> str:
-    with (run.path / LOG).open("rb") as file:
-        file.seek(log_start)
-        text = file.read().decode(errors="replace")
-    lines = [line.rstrip() for line in text.split("\n") if line.strip()]
+def _failure(run: Run, code: int, log: str) -> str:
+    """Return the error text: the ranks' last lines, rather than torchrun's report on them."""
+    ranks = TORCHRUN_LOG.split(log)[0].strip() or log
+    lines = [line.rstrip() for line in ranks.split("\n") if line.strip()]
     tail = "\n".join(lines[-LOG_LINES:]) or "no output"
     return f"run {run.name}: training failed (exit code {code}), log {run.path / LOG}:\n{tail}"

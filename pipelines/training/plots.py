@@ -40,7 +40,8 @@ def draw_loss(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
     axes.tick_params(labelsize=13)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=14, frameon=False)
+    if metrics:
+        axes.legend(fontsize=14, frameon=False)
     figure.savefig(path, format="png")
 
 

@@ -30,7 +30,6 @@ from pipelines.training.attention import check_packing
 from pipelines.training.callbacks import (
     Meter,
     StepAgreement,
-    StopFlag,
     read_metrics,
     sum_over_ranks,
 )
@@ -175,8 +174,8 @@ def training_arguments(
     )
 
 
-def train(run: Run, dataset_dir: Path, tokenizer_dir: Path, stop: StopFlag) -> None:
-    """Train a run from its newest complete checkpoint to its last step, or until `stop`."""
+def train(run: Run, dataset_dir: Path, tokenizer_dir: Path) -> None:
+    """Train a run from its newest complete checkpoint to its last step, or until SIGTERM."""
     recipe = run.recipe()
     hardware = hardware_of(run)
     main = int(os.environ.get("RANK", "0")) == 0
@@ -198,7 +197,7 @@ def train(run: Run, dataset_dir: Path, tokenizer_dir: Path, stop: StopFlag) -> N
         args=arguments,
         train_dataset=train_rows,
         eval_dataset=validation,
-        callbacks=[StepAgreement(meter, stop, arguments.device)],
+        callbacks=[StepAgreement(meter, arguments.device)],
         meter=meter,
         pad_id=load_tokenizer(tokenizer_dir).pad_token_id,
         keep=recipe.training.save_total_limit,
@@ -277,8 +276,6 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("run", "dataset", "tokenizer"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     options = parser.parse_args(arguments)
-    stop = StopFlag()
-    stop.install()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     warnings.simplefilter("ignore", FutureWarning)  # the libraries' notes to one another
     disable_progress_bar()
@@ -288,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
         run.checkpoints.mkdir(exist_ok=True)
         remove_incomplete(run.checkpoints)
     try:
-        train(run, options.dataset, options.tokenizer, stop)
+        train(run, options.dataset, options.tokenizer)
     except StarloomError as error:
         logger.error("%s", error)  # noqa: TRY400 - the text says it all
         run.write("training.json", {"status": "failed", "error": str(error)})

@@ -1,4 +1,4 @@
-"""Real torchrun, DeepSpeed and two ranks on the CPU: killed, stopped, resumed, without a compiler."""
+"""Real torchrun, DeepSpeed and two CPU ranks: killed, stopped, resumed, without a compiler."""
 
 import contextlib
 import json
@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 from safetensors.torch import load_file
 
 from pipelines.errors import Interrupted, TrainingError
-from pipelines.runs import TRAINER
 from pipelines.training.callbacks import read_metrics
 from pipelines.training.checkpoints import complete_checkpoints, newest_checkpoint, problem, step_of
 from pipelines.training.collate import PackedDataset
@@ -38,11 +36,11 @@ def recipe(**overrides):
 
 def processes_of(run):
     """All processes that work on a run: supervisor, torchrun and ranks."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if f"--run={run.path}" in (process.info["cmdline"] or ()):
-            found.append(process)
-    return found
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if f"--run={run.path}" in (process.info["cmdline"] or ())
+    ]
 
 
 def ranks_of(run):
@@ -112,7 +110,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_training_needs_no_compiler_and_leaves_a_complete_run(undisturbed):
-    run, store, progress = undisturbed
+    run, _, progress = undisturbed
     result = run.read("training.json")
     metrics = read_metrics(run.path / "metrics.jsonl")
 
@@ -195,9 +193,7 @@ def test_a_rank_killed_before_the_first_checkpoint_starts_again_from_scratch(und
     assert outcome(run) == outcome(undisturbed[0])
 
 
-@pytest.mark.parametrize(
-    ("strategy", "adapter"), [("ddp", None), ("zero3", None), ("zero3", LORA), ("ddp", LORA)]
-)
+@pytest.mark.parametrize(("strategy", "adapter"), [("ddp", None), ("zero3", LORA)])
 def test_other_strategies_and_adapters_resume_identically_too(tmp_path, strategy, adapter):
     overrides = {}
     if adapter:
@@ -331,6 +327,7 @@ def test_a_crash_is_reported_with_the_end_of_its_log_and_not_repeated(tmp_path):
 
     log = (run.path / "train.log").read_text()
     assert str(run.path / "train.log") in str(error.value)
+    assert str(error.value).split("\n")[-1].startswith("IsADirectoryError: ")
     assert len(str(error.value).split("\n")) <= 16
     assert log.count("IsADirectoryError: ") == 1
 
@@ -393,9 +390,3 @@ def test_a_signal_to_the_launching_process_stops_the_ranks_before_it_goes_on(tmp
 
     assert processes_of(run) == []
     assert newest_checkpoint(run.checkpoints) is not None
-
-
-def test_the_trainer_named_in_the_command_exists():
-    assert (
-        Path(*TRAINER.split(".")).with_suffix(".py").as_posix() == "pipelines/training/trainer.py"
-    )
