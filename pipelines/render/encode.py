@@ -179,7 +179,7 @@ def _fits(record_id: str, example: Example, block_size: int, drops: Drops) -> bo
         return False
     # A document's first token is never predicted, so its label alone trains nothing.
     if all(label == IGNORE_INDEX for label in example.labels[1:]):
-        drops.add(record_id, "nothing_trained", f"none of {length} tokens is trained")
+        drops.add(record_id, "nothing_trained", f"none of {length} tokens is predicted")
         return False
     return True
 

@@ -5,14 +5,16 @@ from tokenizers import Tokenizer
 
 from pipelines.errors import TemplateError
 from pipelines.recipe import Template as Settings
-from pipelines.records import read_rows
+from pipelines.records import read_rows, write_rows
 from pipelines.render.encode import (
     control_ids,
     encode_pieces,
     encode_prompt,
     encode_rows,
+    encode_shard,
     load_tokenizer,
 )
+from pipelines.render.format import FORMAT_SCHEMA
 from pipelines.render.pieces import Piece
 from pipelines.render.templates import CHAT_TOKENS, get_template
 from tests.assets.rendering import record, render_stages, rendering_recipe, small_tokenizer
@@ -149,3 +151,28 @@ def test_rows_are_kept_or_dropped_with_their_reason(tmp_path):
     tokenizer = load_tokenizer(store.path(refs["tokenizer"]))
     assert tokenizer.decode(trained, skip_special_tokens=False) == "a<|end|>"
     assert (shard.tokens, shard.trained_tokens) == (len(rows[0]["input_ids"]), len(trained))
+
+
+def test_a_row_that_trains_its_first_token_alone_is_dropped(tmp_path):
+    tokenizer = small_tokenizer()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    row = {"source": "s", "part": 0, "fim": "none"}
+    write_rows(
+        tmp_path / "pieces.parquet",
+        [
+            {**row, "record_id": "one", "pieces": [Piece("x", None, True)._asdict()]},
+            {**row, "record_id": "two", "pieces": [Piece("x\n", None, True)._asdict()]},
+        ],
+        FORMAT_SCHEMA,
+    )
+
+    outcome = encode_shard(
+        [tmp_path / "pieces.parquet"],
+        tmp_path / "examples.parquet",
+        {"tokenizer": str(tmp_path), "block_size": 32},
+    )
+
+    assert outcome.rejects == (
+        {"id": "one", "reason": "nothing_trained", "detail": "none of 1 tokens is predicted"},
+    )
+    assert [row["record_id"] for row in read_rows(tmp_path / "examples.parquet")] == ["two"]
