@@ -38,7 +38,7 @@ def evaluate(run: Run, store: Store) -> dict[str, Any]:
         if not scorecard or scorecard["key_parts"] != parts:
             _run_process(run, store.root)
             scorecard = run.read("scorecard.json")
-    if not scorecard or scorecard["key_parts"] != parts:
+    if not scorecard:
         raise StarloomError(f"run {run.name}: the evaluation left no scorecard: {run.path / LOG}")
     return scorecard
 

@@ -230,6 +230,22 @@ def test_evaluation_runs_once_in_a_process_of_its_own(copied, monkeypatch):
         evaluate(reopened, store)
 
 
+def test_code_that_changes_between_starter_and_evaluator_is_no_error(copied, monkeypatch):
+    run, store = copied
+    made = {"key_parts": {"code": "newer"}, "reason": "accepted"}
+    monkeypatch.setattr(launch, "_run_process", lambda *_: run.write("scorecard.json", made))
+
+    assert evaluate(run, store) == made
+
+
+def test_an_evaluator_that_leaves_no_scorecard_is_an_error(copied, monkeypatch):
+    run, store = copied
+    monkeypatch.setattr(launch, "_run_process", lambda *_: None)
+
+    with pytest.raises(StarloomError, match="the evaluation left no scorecard: .*evaluate.log"):
+        evaluate(run, store)
+
+
 def test_the_error_of_the_evaluator_is_passed_on_in_its_own_words(copied, monkeypatch, caplog):
     run, store = copied
     folder = store.path(run.refs()["language"])
