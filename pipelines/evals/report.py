@@ -4,6 +4,7 @@ Every number is taken from the lineage, the training result or the scorecard; no
 anew but sums and shares.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -219,7 +220,8 @@ def samples_text(samples: Iterable[Data]) -> str:
 
 
 def shorten(text: str, *, tail: bool = False) -> str:
-    """Return the text, or its beginning (or end) with the number of characters left out."""
+    """Return the text for a page: long runs of empty lines named, its beginning or end alone."""
+    text = re.sub(r"\n{5,}", lambda run: f"\n[{len(run[0]) - 1} empty lines]\n", text)
     left = len(text) - MAX_SAMPLE_CHARS
     if left <= 0:
         return text

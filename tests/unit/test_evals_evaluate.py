@@ -14,6 +14,7 @@ from pipelines.evals import evaluate as module
 from pipelines.evals import launch
 from pipelines.evals.evaluate import check_reload, compare, evaluate_run, row_losses
 from pipelines.evals.launch import evaluate
+from pipelines.evals.report import shorten
 from pipelines.evals.scorecard import scorecard_parts, verdict
 from pipelines.lineage import build_lineage
 from pipelines.runs import Run, open_run
@@ -208,6 +209,19 @@ def test_a_completion_full_of_fences_does_not_break_the_report(copied, monkeypat
     assert fences == [f"{nasty}\n"] * 3
     assert headings[-2:] == ["Samples", "1. https://example.org/a\\|b](x)\\` (MIT)"]
     assert not [token for token in tokens if token.type == "html_block"]
+
+
+@pytest.mark.parametrize(
+    ("text", "tail", "shown"),
+    [
+        ("a\n\n\n\nb", False, "a\n\n\n\nb"),
+        ("a" + "\n" * 65 + "b", False, "a\n[64 empty lines]\nb"),
+        ("x" * 601, False, "x" * 600 + "\n[1 characters more]"),
+        ("y" + "x" * 600, True, "[1 characters before]\n" + "x" * 600),
+    ],
+)
+def test_the_report_shortens_what_nobody_reads(text, tail, shown):
+    assert shorten(text, tail=tail) == shown
 
 
 def test_evaluation_runs_once_in_a_process_of_its_own(copied, monkeypatch):
