@@ -57,6 +57,12 @@ class Tokenizer(Section):
     name_or_path: str | None = None
     train_vocab_size: Annotated[int, Field(ge=300, le=65_536)] | None = None
 
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Tokenizer":
+        if self.name_or_path and self.train_vocab_size:
+            raise ValueError("give either name_or_path or train_vocab_size, not both")
+        return self
+
 
 class Source(Section):
     """Where raw rows come from. Which of the keys a source needs is said by its `type`."""

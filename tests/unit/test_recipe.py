@@ -106,6 +106,8 @@ def test_sections_that_do_not_fit_together_are_refused():
         load_recipe("quickstart", overrides={"tokenization.block_size": 4096})
     with pytest.raises(RecipeError, match="leave nothing to train on"):
         load_recipe("quickstart", overrides={"split.test": 0.95})
+    with pytest.raises(RecipeError, match="give either name_or_path or train_vocab_size, not both"):
+        load_recipe("quickstart", overrides={"tokenizer.name_or_path": "x"})
     with pytest.raises(RecipeError, match="give either model_name_or_path or config"):
         load_recipe("quickstart", overrides={"model.model_name_or_path": "x"})
 
