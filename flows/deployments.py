@@ -48,15 +48,6 @@ class Schedule(Strict):
     slug: str
 
 
-class Trigger(Strict):
-    """Which event starts it, and what it passes on."""
-
-    type: Literal["event"]
-    match: dict[str, str]
-    expect: list[str]
-    parameters: dict[str, str]
-
-
 class ConcurrencyLimit(Strict):
     """How many runs at once, and what becomes of the next one."""
 
@@ -75,7 +66,6 @@ class Deployment(Strict):
     parameters: dict[str, Any] = {}
     concurrency_limit: ConcurrencyLimit | None = None
     schedules: list[Schedule] = []
-    triggers: list[Trigger] = []
     work_pool: WorkPool
 
     @property

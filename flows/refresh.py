@@ -3,7 +3,7 @@
 from prefect import flow
 from prefect.states import Completed, State
 
-from tasks.sources import announce_changes, find_recipes
+from tasks.sources import find_changes, find_recipes, start_prepare
 from tasks.stages import build
 from tasks.steps import explained
 
@@ -11,13 +11,15 @@ from tasks.steps import explained
 @flow(flow_run_name="{source}")
 @explained
 def refresh(source: str) -> State[list[str]]:
-    """Collect a source again; where it changed, an event starts prepare/default for its recipes.
+    """Collect a source again; where it changed, start prepare/default for the recipes that use it.
 
     Args:
         source: Id of a source, as recipes name it.
     """
     recipes = find_recipes(source)
     collected = {recipe.name: build("collect", recipe, {}) for recipe in recipes}
-    changed = announce_changes(source, collected)
+    changed = find_changes(source, collected)
+    for name in changed:
+        start_prepare(source, name, collected[name])
     message = f"changed for {', '.join(changed)}" if changed else "nothing new"
     return Completed(message=f"{source}: {message}", data=changed)

@@ -1,8 +1,15 @@
-"""Refreshing a source: build its collect stage, compare with what was there, tell who waits."""
+"""Refreshing a source: build its collect stage, compare with what was there, prepare what changed.
+
+An automation on the event could start prepare/default as well, but on SQLite the server's own
+RunDeployment action leaves a transaction open when it meets a locked database (Prefect 3.8.8), and
+everything waits for a minute. So the flow starts it, and the event is for others to listen to.
+"""
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
+from prefect.deployments import run_deployment
 from prefect.events import emit_event
 
 from pipelines.errors import PreflightError, RecipeError, did_you_mean
@@ -41,24 +48,44 @@ def find_recipes(source: str) -> list[Recipe]:
 
 
 @step(task_run_name="compare {source}")
-def announce_changes(source: str, collected: Mapping[str, StageRef]) -> list[str]:
-    """Emit an event for each recipe whose raw data changed; return those recipes.
+def find_changes(source: str, collected: Mapping[str, StageRef]) -> list[str]:
+    """Return the recipes whose raw data is not what it was at the last look."""
+    before = _read_state(source)
+    return sorted(name for name, ref in collected.items() if before.get(name) != ref.digest)
 
-    `collected` maps recipe names to their collect stage. What was seen last is in
-    data/state/<source>.json, written after the events: a crash between them announces twice,
-    which costs a look into the store, and never not at all.
+
+@step(task_run_name="prepare {recipe}")
+def start_prepare(source: str, recipe: str, ref: StageRef) -> None:
+    """Start prepare/default for a recipe whose source changed, and emit starloom.source.refreshed.
+
+    The look is noted last, in data/state/<source>.json: a crash in between starts it again, with
+    the same idempotency key, hence the same flow run.
     """
-    path = data_root() / "state" / f"{source}.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    now = {name: ref.digest for name, ref in collected.items()}
-    changed = sorted(name for name, digest in now.items() if before.get(name) != digest)
-    for name in changed:
-        emit_event(
-            event=REFRESHED,
-            resource={"prefect.resource.id": f"starloom.source.{source}"},
-            payload={"recipe": name, "digest": now[name], "rows": collected[name].rows},
-        )
-    if changed:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({**before, **now}, indent=1) + "\n")
-    return changed
+    run_deployment(
+        "prepare/default",
+        parameters={"recipe": recipe},
+        timeout=0,
+        as_subflow=False,
+        idempotency_key=f"{source}:{recipe}:{ref.digest}",
+    )
+    emit_event(
+        event=REFRESHED,
+        resource={"prefect.resource.id": f"starloom.source.{source}"},
+        payload={"recipe": recipe, "digest": ref.digest, "rows": ref.rows},
+    )
+    path = _state_path(source)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps({**_read_state(source), recipe: ref.digest}, indent=1) + "\n")
+
+
+def _state_path(source: str) -> Path:
+    return data_root() / "state" / f"{source}.json"
+
+
+def _read_state(source: str) -> dict[str, str]:
+    """Return {recipe: digest} of the last look; a missing or cut file is as good as none."""
+    try:
+        state = json.loads(_state_path(source).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
