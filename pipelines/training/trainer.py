@@ -51,6 +51,7 @@ from pipelines.training.plots import draw_loss
 
 logger = logging.getLogger(__name__)
 
+METRICS = "metrics.jsonl"
 VALIDATION_ROWS = 60  # enough for a curve; the test split decides, on all of its rows
 
 
@@ -176,40 +177,39 @@ def training_arguments(
 
 def train(run: Run, dataset_dir: Path, tokenizer_dir: Path) -> None:
     """Train a run from its newest complete checkpoint to its last step, or until SIGTERM."""
-    recipe = run.recipe()
-    hardware = hardware_of(run)
-    main = int(os.environ.get("RANK", "0")) == 0
+    recipe, hardware = run.recipe(), hardware_of(run)
+    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     if hardware.device == "cpu":
         disable_compiled_ops()
     # Model and adapter come before TrainingArguments: PEFT cannot be added to sharded weights.
     model = build_model(recipe, tokenizer_dir)
-    rehash = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    train_rows, validation = (
-        PackedDataset(dataset_dir, split, rehash=rehash) for split in ("train", "validation")
-    )
-    check_packing(model, "cpu" if hardware.device == "cpu" else "cuda")
+    parameters = count_parameters(model)
+    check_packing(model, "cpu" if hardware.device == "cpu" else f"cuda:{local_rank}")
+    rows = {
+        split: PackedDataset(dataset_dir, split, rehash=local_rank == 0)
+        for split in ("train", "validation")
+    }
     checkpoint = newest_checkpoint(run.checkpoints)
-    meter = Meter(run.path / "metrics.jsonl" if main else None, recipe.training.logging_steps)
+    meter = Meter(run.path / METRICS if rank == 0 else None, recipe.training.logging_steps)
     meter.start(*((step_of(checkpoint), read_progress(checkpoint)) if checkpoint else (-1, {})))
     arguments = training_arguments(recipe, hardware, run.checkpoints, fresh=checkpoint is None)
     trainer = PackedTrainer(
         model=model,
         args=arguments,
-        train_dataset=train_rows,
-        eval_dataset=validation,
+        train_dataset=rows["train"],
+        eval_dataset=rows["validation"],
         callbacks=[StepAgreement(meter, arguments.device)],
         meter=meter,
         pad_id=load_tokenizer(tokenizer_dir).pad_token_id,
         keep=recipe.training.save_total_limit,
     )
-    parameters = count_parameters(model)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finished = trainer.state.global_step >= trainer.state.max_steps
     if finished:
         commit_model(trainer, run, recipe, tokenizer_dir)
     cpu_seconds, peak_rss = sum_over_ranks([*usage()], arguments.device)
     meter.used(cpu_seconds, int(peak_rss))
-    if main:
+    if rank == 0:
         finish(trainer, run, meter, parameters, finished=finished)
 
 
@@ -244,7 +244,7 @@ def finish(
     trainer: PackedTrainer, run: Run, meter: Meter, parameters: tuple[int, int], *, finished: bool
 ) -> None:
     """Draw the curve and write training.json (rank 0)."""
-    metrics = read_metrics(run.path / "metrics.jsonl")
+    metrics = read_metrics(run.path / METRICS)
     draw_loss(metrics, f"{run.info()['recipe']}: loss", run.path / "loss.png")
     state, progress = trainer.state, meter.progress
     run.write(

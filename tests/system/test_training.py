@@ -11,12 +11,13 @@ import time
 
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from pipelines.errors import Interrupted, TrainingError
 from pipelines.training.callbacks import read_metrics
 from pipelines.training.checkpoints import complete_checkpoints, newest_checkpoint, problem, step_of
-from pipelines.training.collate import PackedDataset
+from pipelines.training.collate import Collator, PackedDataset
 from pipelines.training.launch import launch
 from pipelines.training.loss import evaluate_loss
 from pipelines.training.models import build_model, load_trained
@@ -149,7 +150,7 @@ def test_the_reported_losses_are_those_of_the_models_on_disk(undisturbed):
     assert untrained.tokens == trained.tokens == result["eval"][0]["tokens"]
 
 
-def test_the_first_loss_is_the_exact_mean_over_the_tokens_of_all_ranks(tmp_path):
+def test_the_first_step_has_the_exact_loss_and_gradient_of_all_its_tokens(tmp_path):
     run, store = make_run(
         tmp_path,
         make_recipe(
@@ -165,8 +166,13 @@ def test_the_first_loss_is_the_exact_mean_over_the_tokens_of_all_ranks(tmp_path)
     refs = run.refs()
     dataset = PackedDataset(store.path(refs["pack"]), "train")
     model = build_model(run.recipe(), store.path(refs["tokenizer"]))
+    batch = Collator(0)([dataset[i] for i in range(40)])
+    loss = model(**batch, use_cache=False).loss  # the mean over all tokens of one batch
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     (line,) = [x for x in read_metrics(run.path / "metrics.jsonl") if "loss" in x]
-    assert line["loss"] == pytest.approx(evaluate_loss(model, dataset, 7, "cpu").loss, abs=1e-5)
+    assert line["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert line["grad_norm"] == pytest.approx(norm.item(), abs=1e-4)
     assert line["tokens"] == sum(len(dataset[i].input_ids) for i in range(40))
 
 
