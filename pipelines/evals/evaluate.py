@@ -32,9 +32,8 @@ from pipelines.runs import Run
 from pipelines.serve.generate import pick_device
 from pipelines.store import Store, write_atomic
 from pipelines.training.collate import PackedDataset
-from pipelines.training.loss import EvalLoss, evaluate_loss
+from pipelines.training.loss import EvalLoss, evaluate_loss, validation_rows
 from pipelines.training.models import build_model, load_trained
-from pipelines.training.trainer import validation_rows
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,13 @@ ALLOWED = {
     "MPLCONFIGDIR", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT",
     "STARLOOM_DATA", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
 }  # fmt: skip
+# glibc gives every large tensor back to the kernel at once: 40,000 page faults and 8 % of the CPU
+# time of a quickstart step. Keeping them costs 3 % of memory.
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
 ALLOWED_PREFIXES = ("LC_", "NCCL_", "GLOO_")
 # A proxy's address may carry a password, so it goes where the Hub is needed only.
 HUB_ONLY = {"HF_TOKEN", "HF_TOKEN_PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
@@ -55,7 +62,7 @@ def child_environment(
     if not needs_hub(recipe):
         environment["HF_HUB_OFFLINE"] = "1"
     if hardware.device == "cpu":
-        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **KEEP_MEMORY}
         if hardware.num_nodes == 1:
             # Otherwise gloo asks the resolver for this host's name, which may not exist.
             environment["GLOO_SOCKET_IFNAME"] = "lo"

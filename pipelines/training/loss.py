@@ -14,6 +14,8 @@ from torch.nn import functional
 from pipelines.errors import TrainingError
 from pipelines.training.collate import IGNORE_INDEX, Collator, PackedDataset
 
+VALIDATION_ROWS = 60  # enough for a curve; the test split decides, on all of its rows
+
 
 @dataclass(frozen=True, slots=True)
 class EvalLoss:
@@ -74,3 +76,9 @@ def batch_loss(model: Any, batch: dict[str, torch.Tensor]) -> EvalLoss:
         logits[:, :-1][trained].float(), targets[trained], reduction="none"
     )
     return EvalLoss(float(losses.double().sum()), int(trained.sum()))
+
+
+def validation_rows(size: int) -> list[int]:
+    """Return at most VALIDATION_ROWS row numbers, evenly spread over the split."""
+    count = min(VALIDATION_ROWS, size)
+    return [i * size // count for i in range(count)]

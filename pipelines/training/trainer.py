@@ -45,14 +45,13 @@ from pipelines.training.checkpoints import (
 from pipelines.training.collate import Collator, PackedDataset
 from pipelines.training.deepspeed_config import deepspeed_config, disable_compiled_ops
 from pipelines.training.environment import hardware_of
-from pipelines.training.loss import EvalLoss, evaluate_loss
+from pipelines.training.loss import EvalLoss, evaluate_loss, validation_rows
 from pipelines.training.models import build_model, count_parameters, load_tokenizer, save_trained
 from pipelines.training.plots import draw_loss
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
-VALIDATION_ROWS = 60  # enough for a curve; the test split decides, on all of its rows
 
 
 class PackedTrainer(Trainer):  # type: ignore[misc]
@@ -122,12 +121,6 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
             raise_disk_full(folder, error)
             raise
         self._meter.mark()
-
-
-def validation_rows(size: int) -> list[int]:
-    """Return at most VALIDATION_ROWS row numbers, evenly spread over the split."""
-    count = min(VALIDATION_ROWS, size)
-    return [i * size // count for i in range(count)]
 
 
 def raise_disk_full(path: Path, error: BaseException) -> None:

@@ -11,7 +11,7 @@ from pipelines.errors import Interrupted, StoreError, TrainingError
 from pipelines.recipe import load_hardware, load_recipe, recipe_names
 from pipelines.training import launch as launching
 from pipelines.training.deepspeed_config import deepspeed_config
-from pipelines.training.environment import child_environment, hardware_of
+from pipelines.training.environment import KEEP_MEMORY, child_environment, hardware_of
 from pipelines.training.launch import command, launch
 from tests.assets.training_runs import make_recipe, make_run
 
@@ -244,7 +244,7 @@ def test_the_environment_is_an_allow_list_with_one_thread_per_rank():
         "PATH": "/bin", "HOME": "/h", "LC_ALL": "C", "HF_HOME": "/hf", "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo",
+        "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo", **KEEP_MEMORY,
     }  # fmt: skip
 
 

@@ -16,8 +16,8 @@ from pipelines.training.callbacks import (
     read_metrics,
     sum_over_ranks,
 )
+from pipelines.training.loss import validation_rows
 from pipelines.training.plots import draw_loss, smooth
-from pipelines.training.trainer import validation_rows
 
 
 def step(meter, number, loss=None, max_steps=9):
