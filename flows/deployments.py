@@ -6,6 +6,7 @@ file. Prefect itself ignores misspelled keys, and never removes a schedule or a 
 
 import hashlib
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -169,13 +170,13 @@ def _own_deployments(client: "SyncPrefectClient") -> list[tuple[str, "Deployment
 
 def upsert_automation(client: "SyncPrefectClient", wanted: "AutomationCore") -> None:
     """Create an automation, or update the one of that name; duplicates go."""
-    first, *others = client.read_automations_by_name(wanted.name) or [None]
-    if first is None:
-        client.create_automation(wanted)
+    present = client.read_automations_by_name(wanted.name)
+    if present:
+        client.update_automation(present[0].id, wanted)
     else:
-        client.update_automation(first.id, wanted)
-    for other in others:
-        client.delete_automation(other.id)
+        client.create_automation(wanted)
+    for duplicate in present[1:]:
+        client.delete_automation(duplicate.id)
 
 
 def zombie_automation() -> "AutomationCore":
@@ -200,16 +201,18 @@ def zombie_automation() -> "AutomationCore":
         description=f"A flow run that sent a heartbeat and then nothing for {ZOMBIE_SECONDS} s",
         trigger=EventTrigger(
             posture=Posture.Proactive,
-            match={"prefect.resource.id": "prefect.flow-run.*"},  # type: ignore[arg-type]
+            match={"prefect.resource.id": "prefect.flow-run.*"},
             for_each={"prefect.resource.id"},
             after={heartbeat},
             expect={heartbeat, *(f"prefect.flow-run.{end}" for end in ends)},
             threshold=1,
-            within=ZOMBIE_SECONDS,  # type: ignore[arg-type]
+            within=timedelta(seconds=ZOMBIE_SECONDS),
         ),
         actions=[
             ChangeFlowRunState(
+                name=None,
                 state=StateType.CRASHED,
+                force=False,
                 message=f"No heartbeat for {ZOMBIE_SECONDS} s: its process is gone. Run it again; "
                 "finished work is reused.",
             )

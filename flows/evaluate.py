@@ -1,7 +1,7 @@
 """Evaluation by itself: a trained run against its step-0 self on held-out data."""
 
-from prefect import flow
-from prefect.states import Completed, State
+from prefect import State, flow
+from prefect.states import Completed
 
 from pipelines.evals.scorecard import verdict
 from pipelines.plan import data_root

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from prefect import flow
-from prefect.states import Completed, State
+from prefect import State, flow
+from prefect.states import Completed
 
 from flows.prepare import prepare
 from pipelines.plan import data_root
 from pipelines.runs import open_run
 from tasks import reports
-from tasks.children import evaluate_elsewhere, train_elsewhere
+from tasks.children import evaluate_elsewhere, finished_steps, train_elsewhere
 from tasks.evaluation import describe, pass_gate, publish_model
 from tasks.ready import check_ready
 from tasks.steps import explained
@@ -42,14 +42,14 @@ def finetune(
     resolved = check_ready(recipe, data, overrides, smoke, train_pool="gpu")
     refs = prepare(recipe, data, overrides, smoke)
     run = open_run(resolved, refs, data_root() / "runs", force=force)
-    reused = run.trained
+    reused = finished_steps(run)
     train_elsewhere(run)
     reports.show_loss(run)
     evaluate_elsewhere(run)
     verdict = pass_gate(run)
     reports.show_scorecard(run)
     describe(run)
-    reports.show_result(run, refs, train_reused=reused)
+    reports.show_result(run, refs, reused)
     if publish and verdict.accepted:
         publish_model(run)
     return Completed(

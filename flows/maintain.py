@@ -1,7 +1,7 @@
 """Nightly upkeep of the store and of the server's runs."""
 
-from prefect import flow
-from prefect.states import Completed, State
+from prefect import State, flow
+from prefect.states import Completed
 
 from tasks import reports
 from tasks.steps import explained

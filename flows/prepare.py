@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from prefect import flow
-from prefect.states import Completed, State
+from prefect import State, flow
+from prefect.states import Completed
 
 from pipelines.plan import STAGES, Refs
 from tasks import reports

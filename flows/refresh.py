@@ -1,7 +1,7 @@
 """Looks for new raw data of a source, on a schedule. It never trains."""
 
-from prefect import flow
-from prefect.states import Completed, State
+from prefect import State, flow
+from prefect.states import Completed
 
 from tasks.sources import find_changes, find_recipes, start_prepare
 from tasks.stages import build

@@ -1,7 +1,7 @@
 """Training by itself, on the GPU pool: the second half of finetune, or a resume by hand."""
 
-from prefect import flow
-from prefect.states import Completed, State
+from prefect import State, flow
+from prefect.states import Completed
 
 from pipelines.plan import data_root
 from pipelines.preflight import check

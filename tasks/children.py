@@ -8,17 +8,18 @@ moment get the same one. A step finished on disk is not submitted at all.
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 import httpx
+from prefect import State
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
 from prefect.runtime import flow_run
-from prefect.states import Cancelling, Completed, State
+from prefect.states import Cancelling, Completed
 
 from pipelines.errors import StarloomError, TrainingError
 from pipelines.runs import Run
@@ -52,8 +53,14 @@ def evaluate_elsewhere(run: Run) -> State[None]:
     """Have evaluate/default evaluate the run, unless it is evaluated."""
     if is_evaluated(run):
         return Completed(name="Cached", message="evaluated before")
-    hand_over("evaluate/default", run, lambda: is_evaluated(run))
+    hand_over("evaluate/default", run, lambda: run.read("scorecard.json") is not None)
     return Completed(message="evaluated")
+
+
+def finished_steps(run: Run) -> set[str]:
+    """Return which of train and evaluate need not be done for a run."""
+    done = {"train": run.trained, "evaluate": is_evaluated(run)}
+    return {step for step, is_done in done.items() if is_done}
 
 
 def hand_over(deployment: str, run: Run, is_done: Callable[[], bool]) -> None:
@@ -93,13 +100,14 @@ def submit(deployment: str, run: Run) -> FlowRun:
             return child
     attempt = sum((child.idempotency_key or "").startswith(prefix) for child in before) + 1
     while True:
-        child = run_deployment(
+        submitted = run_deployment(
             deployment,
             parameters={"run": run.name},
             timeout=0,
             idempotency_key=f"{prefix}{attempt}",
             flow_run_name=run.name,
         )
+        child = cast(FlowRun, submitted)
         if not (child.state and child.state.is_final()):
             return child
         attempt += 1

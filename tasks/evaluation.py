@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from prefect.states import Completed, State
+from prefect import State
+from prefect.states import Completed
 
 from pipelines.evals.card import write_card
 from pipelines.evals.launch import evaluate

@@ -9,7 +9,7 @@ import contextvars
 import logging
 import threading
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 from uuid import UUID
 
 import httpx
@@ -77,7 +77,8 @@ class Monitor:
             return shown
         try:
             if self._artifact is None:
-                self._artifact = create_progress_artifact(latest[0], self.key, latest[1])
+                made = create_progress_artifact(latest[0], self.key, latest[1])
+                self._artifact = cast(UUID, made)
             else:
                 update_progress_artifact(self._artifact, latest[0], latest[1])
         except httpx.HTTPError as error:

@@ -7,22 +7,18 @@ the files it is made of are there anyway.
 
 import base64
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
 
 import httpx
-from prefect.artifacts import (
-    create_image_artifact,
-    create_markdown_artifact,
-    create_table_artifact,
-)
+from prefect.artifacts import create_markdown_artifact
 
 from pipelines.evals.scorecard import verdict
 from pipelines.lineage import build_lineage, reasons_text, trace_text
 from pipelines.manifest import Manifest
 from pipelines.markdown import table
 from pipelines.plan import STAGES, open_store
-from pipelines.recipe import Hardware, Recipe, load_hardware
+from pipelines.recipe import Recipe, load_hardware
 from pipelines.render.reports import show_audit, show_tokens
 from pipelines.runs import Run
 from pipelines.store import StageRef, Store
@@ -80,19 +76,19 @@ def funnel_table(manifests: Mapping[str, Manifest], refs: Refs) -> str:
 
 
 def show_loss(run: Run) -> None:
-    """Publish the picture loss.png as loss-curve."""
-    path = run.path / "loss.png"
-    if not path.is_file():
+    """Publish the picture loss.png as loss-curve.
+
+    Inside Markdown: an image artifact prints its whole data URL across the page.
+    """
+    path, result = run.path / "loss.png", run.read("training.json")
+    if not path.is_file() or not result:
         return
-    result = run.read("training.json") or {}
-    steps, loss = result.get("global_step", 0), result.get("train_loss", 0.0)
-    url = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    with _Guard("loss-curve"):
-        create_image_artifact(
-            url,
-            key="loss-curve",
-            description=f"{run.name}: training loss {loss:.3f} after {steps} steps",
-        )
+    picture = base64.b64encode(path.read_bytes()).decode()
+    _markdown(
+        "loss-curve",
+        f"![training and validation loss](data:image/png;base64,{picture})",
+        f"training loss {result['train_loss']:.3f} after {result['global_step']} steps, {run.name}",
+    )
 
 
 def show_scorecard(run: Run) -> None:
@@ -102,78 +98,102 @@ def show_scorecard(run: Run) -> None:
     _markdown("scorecard", text, verdict(scorecard).reason)
 
 
-def show_result(run: Run, refs: Refs, *, train_reused: bool) -> None:
-    """Publish cost-by-stage, lineage and model-card."""
+def show_result(run: Run, refs: Refs, reused: Set[str]) -> None:
+    """Publish cost-by-stage, lineage and model-card; `reused` names steps that were not run now."""
     store = open_store()
-    rows = cost_rows(run, store, refs, train_reused=train_reused)
-    total = rows[-1]
-    with _Guard("cost-by-stage"):
-        create_table_artifact(
-            rows,
-            key="cost-by-stage",
-            description=f"{run.name}: {total['seconds']:,.0f} s of work, "
-            f"{total['saved by reuse (s)']:,.0f} s saved by reuse",
-        )
+    costs = step_costs(run, store, refs, reused)
+    spent = sum(cost.seconds for cost in costs if not cost.reused)
+    saved = sum(cost.seconds for cost in costs if cost.reused)
+    _markdown(
+        "cost-by-stage",
+        cost_table(costs),
+        f"{spent:,.0f} s of work, {saved:,.0f} s saved by reuse, {run.name}",
+    )
     lineage = build_lineage(run, store)
     records = sum(source["used"]["records"] for source in lineage["sources"].values())
     licenses = {name for s in lineage["sources"].values() for name in s["used"]["licenses"]}
     _markdown(
         "lineage",
         trace_text(lineage),
-        f"{run.name}: trained on {records:,} records under {', '.join(sorted(licenses))}",
+        f"{records:,} training records under {', '.join(sorted(licenses))}, {run.name}",
     )
     card = (run.path / "card.md").read_text(encoding="utf-8")
-    _markdown("model-card", _without_front_matter(card), f"{run.name}: {run.path / 'model'}")
+    _markdown("model-card", _without_front_matter(card), f"{run.path / 'model'}")
 
 
-def cost_rows(run: Run, store: Store, refs: Refs, *, train_reused: bool) -> list[dict[str, Any]]:
-    """Return a row per step and their total: time, CPU and GPU hours, memory, what reuse saved.
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """What a step took when it was built; `price` where the hardware file names one."""
 
-    Money appears only where the hardware file names a price per hour of a node.
-    """
+    step: str
+    seconds: float
+    cpu_seconds: float
+    peak_rss: int
+    reused: bool
+    gpu_hours: float = 0.0
+    price: float | None = None
+
+
+def step_costs(run: Run, store: Store, refs: Refs, reused: Set[str]) -> list[StepCost]:
+    """Return the cost of each data stage, of training and of evaluation."""
     hardware = load_hardware(run.recipe().hardware)
-    rows = []
+    costs = []
     for stage in STAGES:
-        cost = store.manifest(refs[stage.name]).cost
-        rows.append(
-            _cost_row(
-                stage.name, cost.seconds, cost.cpu_seconds, cost.peak_rss, refs[stage.name].cached
+        ref, cost = refs[stage.name], store.manifest(refs[stage.name]).cost
+        costs.append(
+            StepCost(stage.name, cost.seconds, cost.cpu_seconds, cost.peak_rss, ref.cached)
+        )
+    for step, file in (("train", "training.json"), ("evaluate", "scorecard.json")):
+        result = run.read(file) or {}
+        seconds = result.get("seconds", 0.0)
+        nodes = hardware.num_nodes if step == "train" else 1
+        gpus = nodes * hardware.processes_per_node if step == "train" else 1
+        hours = seconds / 3600
+        costs.append(
+            StepCost(
+                step,
+                seconds,
+                result.get("cpu_seconds", 0.0),
+                result.get("peak_rss", 0),
+                step in reused,
+                gpu_hours=hours * gpus if hardware.device == "cuda" else 0.0,
+                price=hours * nodes * hardware.price_per_hour if hardware.price_per_hour else None,
             )
         )
-    training, scorecard = run.read("training.json") or {}, run.read("scorecard.json") or {}
-    for name, result in (("train", training), ("evaluate", scorecard)):
-        measured = (result.get(key, 0) for key in ("seconds", "cpu_seconds", "peak_rss"))
-        row = _cost_row(name, *measured, reused=train_reused)
-        rows.append(row | _gpu_cost(hardware, result.get("seconds", 0), name))
-    keys = [key for key in rows[-2] if key not in ("step", "peak memory (MB)")]
-    total: dict[str, Any] = {"step": "total"}
-    total |= {key: round(sum(row.get(key, 0) for row in rows), 4) for key in keys}
-    total["peak memory (MB)"] = max(row["peak memory (MB)"] for row in rows)
-    columns = [*rows[-2]]
-    return [{key: row.get(key, 0) for key in columns} for row in [*rows, total]]
+    return costs
 
 
-def _cost_row(
-    step: str, seconds: float, cpu_seconds: float, peak_rss: int, reused: bool
-) -> dict[str, Any]:
-    return {
-        "step": step,
-        "seconds": 0.0 if reused else round(seconds, 1),
-        "saved by reuse (s)": round(seconds, 1) if reused else 0.0,
-        "CPU hours": 0.0 if reused else round(cpu_seconds / 3600, 4),
-        "peak memory (MB)": round(peak_rss / MB),
-    }
+def cost_table(costs: list[StepCost]) -> str:
+    """Return the costs as a table with their total; reused steps cost nothing now."""
+    priced = any(cost.price is not None for cost in costs)
+    rows = [_cost_row(cost, priced) for cost in costs]
+    now = [cost for cost in costs if not cost.reused]
+    total = StepCost(
+        "total",
+        sum(cost.seconds for cost in now),
+        sum(cost.cpu_seconds for cost in now),
+        max(cost.peak_rss for cost in costs),
+        reused=False,
+        gpu_hours=sum(cost.gpu_hours for cost in now),
+        price=sum(cost.price or 0 for cost in now),
+    )
+    saved = sum(cost.seconds for cost in costs if cost.reused)
+    rows.append([*_cost_row(total, priced)[:2], f"{saved:,.1f}", *_cost_row(total, priced)[3:]])
+    header = ["step", "seconds", "saved by reuse", "CPU hours", "GPU hours", "peak memory (MB)"]
+    return table([*header, "price"] if priced else header, rows)
 
 
-def _gpu_cost(hardware: Hardware, seconds: float, step: str) -> dict[str, float]:
-    """Return GPU hours and, where a price is known, money; training uses all, evaluation one."""
-    hours = seconds / 3600
-    gpus = hardware.num_nodes * hardware.processes_per_node if step == "train" else 1
-    cost = {"GPU hours": round(hours * gpus, 4) if hardware.device == "cuda" else 0.0}
-    if hardware.price_per_hour:
-        nodes = hardware.num_nodes if step == "train" else 1
-        cost["price"] = round(hours * nodes * hardware.price_per_hour, 2)
-    return cost
+def _cost_row(cost: StepCost, priced: bool) -> list[str]:
+    spent = 0 if cost.reused else 1
+    row = [
+        cost.step,
+        f"{cost.seconds * spent:,.1f}",
+        f"{cost.seconds * (1 - spent):,.1f}",
+        f"{cost.cpu_seconds * spent / 3600:,.4f}",
+        f"{cost.gpu_hours * spent:,.4f}",
+        f"{cost.peak_rss / MB:,.0f}",
+    ]
+    return [*row, f"{(cost.price or 0) * spent:,.2f}"] if priced else row
 
 
 def show_upkeep(
@@ -196,21 +216,7 @@ def _without_front_matter(text: str) -> str:
 
 
 def _markdown(key: str, text: str, description: str) -> None:
-    with _Guard(key):
+    try:
         create_markdown_artifact(text, key=key, description=description)
-
-
-class _Guard:
-    """Logs, instead of raising, where the server does not take an artifact."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> bool:
-        if kind is not None and issubclass(kind, httpx.HTTPError):
-            logger.warning("artifact %s not published: %s", self.key, kind.__name__)
-            return True
-        return False
+    except httpx.HTTPError as error:
+        logger.warning("artifact %s not published: %s", key, type(error).__name__)

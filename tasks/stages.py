@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
+from prefect import State
 from prefect.runtime import flow_run
-from prefect.states import Completed, State
+from prefect.states import Completed
 
 from pipelines.plan import build_stage, get_stage, open_store
 from pipelines.recipe import Recipe

@@ -9,9 +9,9 @@ import logging
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
-from prefect import task
+from prefect import State, task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Cancelled, Crashed, Failed, State
+from prefect.states import Cancelled, Crashed, Failed
 
 from pipelines.errors import Interrupted, StarloomError
 
@@ -60,11 +60,11 @@ def step(**options: Any) -> Callable[[Callable[P, Any]], Callable[P, Any]]:
     """
 
     def decorate(function: Callable[P, Any]) -> Callable[P, Any]:
-        wrapped = task(explained(function), cache_policy=NO_CACHE, **options)
+        wrapped = task(cache_policy=NO_CACHE, **options)(explained(function))
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> Any:
-            return wrapped(*args, return_state=True, **kwargs).result()  # type: ignore[call-overload]
+            return wrapped(*args, return_state=True, **kwargs).result()
 
         call.task = wrapped  # type: ignore[attr-defined]
         return call

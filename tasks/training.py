@@ -4,12 +4,13 @@ import logging
 import time
 from typing import Any
 
-from pipelines.training.launch import launch
-from prefect.states import Completed, State
+from prefect import State
+from prefect.states import Completed
 
 from pipelines.errors import Interrupted
 from pipelines.plan import open_store
 from pipelines.runs import Run
+from pipelines.training.launch import launch
 from tasks.monitor import Monitor
 from tasks.steps import Stopped, step
 
