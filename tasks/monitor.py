@@ -15,12 +15,14 @@ from uuid import UUID
 import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 
 logger = logging.getLogger(__name__)
 
 # Each update is an event on the server.
 EVERY_SECONDS = 5.0
+AWAY = (httpx.HTTPError, PrefectException)
 WORKING = frozenset({"SCHEDULED", "PENDING", "RUNNING", "PAUSED"})
 
 
@@ -81,7 +83,7 @@ class Monitor:
                 self._artifact = cast(UUID, made)
             else:
                 update_progress_artifact(self._artifact, latest[0], latest[1])
-        except httpx.HTTPError as error:
+        except AWAY as error:
             logger.warning("progress not published: %s", type(error).__name__)
             return shown
         return latest
@@ -92,7 +94,7 @@ class Monitor:
         try:
             with get_client(sync_client=True) as client:
                 state = client.read_flow_run(UUID(str(self._id))).state_type
-        except httpx.HTTPError as error:
+        except AWAY as error:
             logger.warning("own state not read: %s", type(error).__name__)
             return
         if state is not None and state.value not in WORKING:
