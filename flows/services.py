@@ -140,7 +140,8 @@ class Services:
         flows = [p for p in marked(self.token) if p.pid not in recorded and p.pid != os.getpid()]
         family = _with_children([*workers, *flows])
         terminate(workers, SERVICE_GRACE)
-        terminate([p for p in flows if _is_engine(p)], FLOW_GRACE, also_wait_for=flows)
+        engines = [process for process in flows if _is_engine(process)]
+        terminate(engines, FLOW_GRACE if engines else 0.0, also_wait_for=flows)
         terminate(family, 0.0)
         if server:
             terminate([server, *server.children(recursive=True)], SERVICE_GRACE)
