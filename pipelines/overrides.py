@@ -80,7 +80,7 @@ SMOKE: dict[str, Any] = {
         "save_steps": 5,
     },
     "split": {"validation": 0.1, "test": 0.1},
-    "evaluation": {"num_samples": 2, "max_new_tokens": 16},
+    "evaluation": {"min_improvement": 0.1, "num_samples": 2, "max_new_tokens": 16},
     "hardware": "cpu",
 }
 SMOKE_RECORDS = 300
