@@ -6,6 +6,7 @@ the end, and `training.json` is written last.
 """
 
 import argparse
+import contextlib
 import errno
 import logging
 import math
@@ -281,7 +282,8 @@ def main(arguments: list[str] | None = None) -> int:
         train(run, options.dataset, options.tokenizer)
     except StarloomError as error:
         logger.error("%s", error)  # noqa: TRY400 - the text says it all
-        run.write("training.json", {"status": "failed", "error": str(error)})
+        with contextlib.suppress(OSError):  # the disk may be full: the log has the text too
+            run.write("training.json", {"status": "failed", "error": str(error)})
         return 1
     if distributed.is_initialized():
         distributed.destroy_process_group()

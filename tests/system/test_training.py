@@ -312,6 +312,47 @@ def test_an_incomplete_checkpoint_is_passed_over_by_name(undisturbed, tmp_path):
     assert outcome(run) == outcome(undisturbed[0])
 
 
+FULL_DISK = """
+import subprocess, sys
+from pathlib import Path
+from pipelines.errors import TrainingError
+from pipelines.runs import Run
+from pipelines.store import Store
+from pipelines.training.checkpoints import complete_checkpoints
+from pipelines.training.launch import launch
+
+run, store = Run(Path(sys.argv[1])), Store(Path(sys.argv[2]))
+run.checkpoints.mkdir()
+mount = ["mount", "-t", "tmpfs", "none", str(run.checkpoints), "-o"]
+subprocess.run([*mount, "size=13m"], check=True)
+try:
+    launch(run, store)
+except TrainingError as error:
+    assert "no space left while saving" in str(error), error
+    assert [c.name for c in complete_checkpoints(run.checkpoints)] == ["checkpoint-5"]
+else:
+    sys.exit("the disk did not fill up")
+subprocess.run([*mount, "remount,size=64m"], check=True)
+launch(run, store)
+"""
+
+
+def test_a_disk_that_fills_up_during_a_checkpoint_loses_nothing(undisturbed, tmp_path):
+    namespace = ["unshare", "--map-root-user", "--mount"]
+    allowed = subprocess.run(
+        [*namespace, "mount", "-t", "tmpfs", "none", tmp_path], check=False, capture_output=True
+    )
+    if allowed.returncode:
+        pytest.skip("this machine does not allow a mount namespace, so no small disk")
+    run, store = make_run(tmp_path, recipe())
+
+    script = [sys.executable, "-c", FULL_DISK, run.path, store.root]
+    done = subprocess.run([*namespace, *script], check=False, capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr[-2000:]) == (0, "")
+    assert outcome(run) == outcome(undisturbed[0])
+
+
 def test_a_loss_that_is_not_a_number_ends_training_with_one_line(tmp_path):
     run, store = make_run(tmp_path, make_recipe(training__learning_rate=1e30))
 
