@@ -16,6 +16,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet \
 	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 LID_VERSION := 1.1.0
+# The server of this checkout, whatever profile or PREFECT_API_URL the shell has.
+API := http://127.0.0.1:$(or $(STARLOOM_PORT),$(PREFECT_SERVER_API_PORT),4200)/api
 
 .DEFAULT_GOAL := help
 .PHONY: help install install-dev demo up down test test-all lint format clean
@@ -29,7 +31,7 @@ install-dev: $(DEV_STAMP)  ## The same, and what tests and lint need
 
 demo: $(STAMP)  ## Set up, start the server and workers, train and evaluate the quickstart
 	@$(BIN)/starloom up
-	@$(BIN)/prefect deployment run finetune/quickstart --watch
+	@PREFECT_API_URL=$(API) $(BIN)/prefect deployment run finetune/quickstart --watch
 	@$(BIN)/starloom status
 
 up: $(STAMP)  ## Start server, pools, deployments and workers
