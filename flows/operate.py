@@ -37,6 +37,8 @@ def up(no_workers: bool) -> None:
         started = services.start_server()
         click.echo(f"server   {ui_url(services.port)}{' (started)' * started}")
         click.echo(f"deployed {_fill_server(services)}")
+        for name in _end_dead_runs(services):
+            click.echo(f"ended    {name}, whose process was gone")
         begun = {pool: services.start_worker(pool) for pool in ([] if no_workers else POOLS)}
         for pool, again in begun.items():
             _wait_online(services, pool)
@@ -63,6 +65,14 @@ def _fill_server(services: Services) -> str:
     services.deployed = digest
     services.save()
     return f"{total}{''.join(f', removed {name}' for name in pruned)}"
+
+
+def _end_dead_runs(services: Services) -> list[str]:
+    """Free what dead runs hold (slots, the place of a training in flight) before work goes on."""
+    from tasks.upkeep import crash_dead_runs
+
+    with connect(services.port) as client:
+        return crash_dead_runs(client)
 
 
 def _wait_online(services: Services, pool: str, seconds: float = 60) -> None:

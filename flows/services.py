@@ -132,16 +132,20 @@ class Services:
         return True
 
     def stop(self) -> list[str]:
-        """Stop all of ours: workers, then flow runs (ranks may save), then the server."""
+        """Stop all of ours: flow runs first, then workers, then the server.
+
+        A flow run that is told to end saves what it can and reports itself Crashed; a worker that
+        is told to end kills its flow runs at once, and they would stay Running on the server.
+        """
         stopped = [name for name in self.services if self.running(name)]
         server = self.running(SERVER)
         workers = [p for name in self.services if name != SERVER and (p := self.running(name))]
         recorded = {process.pid for process in (server, *workers) if process}
         flows = [p for p in marked(self.token) if p.pid not in recorded and p.pid != os.getpid()]
         family = _with_children([*workers, *flows])
-        terminate(workers, SERVICE_GRACE)
         engines = [process for process in flows if _is_engine(process)]
         terminate(engines, FLOW_GRACE if engines else 0.0, also_wait_for=flows)
+        terminate(workers, SERVICE_GRACE)
         terminate(family, 0.0)
         if server:
             terminate([server, *server.children(recursive=True)], SERVICE_GRACE)

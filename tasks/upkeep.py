@@ -1,17 +1,11 @@
 """Nightly upkeep: verify what is stored, remove what is abandoned, end runs that are dead."""
 
-from datetime import UTC, datetime, timedelta
+import os
 
+import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
-from prefect.events.filters import (
-    EventFilter,
-    EventNameFilter,
-    EventOccurredFilter,
-    EventResourceFilter,
-)
-from prefect.runtime import flow_run
 from prefect.states import Crashed
 
 from pipelines.plan import open_store
@@ -19,7 +13,6 @@ from tasks.steps import step
 
 # A killed build resumes from its finished shards: give its owner a week to come back.
 ABANDONED_SECONDS = 7 * 24 * 3600
-SILENT = timedelta(minutes=10)
 
 
 @step(task_run_name="verify store")
@@ -39,38 +32,51 @@ def remove_abandoned() -> dict[str, int]:
     return store.collect_garbage(keep=finished, older_than=ABANDONED_SECONDS)
 
 
-@step(task_run_name="crash zombies")
-def crash_zombies() -> list[str]:
-    """Set runs to Crashed that began but sent no heartbeat lately; return their names.
-
-    The automation of `starloom up` does so within minutes; this catches what died while the server
-    was down, when no event could be missed.
-    """
-    now = datetime.now(UTC)
-    own = str(flow_run.get_id())
+@step(task_run_name="end dead runs")
+def end_dead_runs() -> list[str]:
+    """Set runs to Crashed whose process is gone; return their names."""
     with get_client(sync_client=True) as client:
-        running = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate(
-                {
-                    "state": {"type": {"any_": ["RUNNING", "CANCELLING"]}},
-                    "start_time": {"before_": now - SILENT},
-                }
-            )
+        return crash_dead_runs(client)
+
+
+def crash_dead_runs(client: SyncPrefectClient) -> list[str]:
+    """Set the runs to Crashed that are Running on the server, but on no process of this machine.
+
+    The automation of `starloom up` does so by missing heartbeats; this is for what died while the
+    server was down, and at once. Does nothing where workers of other machines are known.
+    """
+    here = f"@{os.uname().nodename}"
+    workers = [
+        worker.name
+        for pool in client.read_work_pools()
+        for worker in client.read_workers_for_work_pool(pool.name)
+    ]
+    if not all(name.endswith(here) for name in workers):
+        return []
+    alive = {found for process in psutil.process_iter() if (found := _flow_run_of(process))}
+    running = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter.model_validate(
+            {"state": {"type": {"any_": ["RUNNING", "CANCELLING"]}}}
         )
-        dead = [run for run in running if str(run.id) != own and _is_silent(client, run, now)]
-        for run in dead:
-            message = f"No heartbeat for {SILENT}: its process is gone"
-            client.set_flow_run_state(run.id, Crashed(message=message), force=True)
+    )
+    owners = [(run, _process_owner(client, run)) for run in running]
+    dead = [run for run, owner in owners if owner and str(owner.id) not in alive]
+    for run in dead:
+        state = Crashed(message="Its process is gone; run it again, finished work is reused")
+        client.set_flow_run_state(run.id, state, force=True)
     return [run.name for run in dead]
 
 
-def _is_silent(client: SyncPrefectClient, run: FlowRun, now: datetime) -> bool:
-    heartbeats = client.read_events(
-        EventFilter(
-            event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
-            resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
-            occurred=EventOccurredFilter(since=now - SILENT, until=now),
-        ),
-        limit=1,
-    )
-    return not heartbeats.events
+def _flow_run_of(process: psutil.Process) -> str:
+    try:
+        return process.environ().get("PREFECT__FLOW_RUN_ID", "")
+    except (psutil.Error, OSError):
+        return ""
+
+
+def _process_owner(client: SyncPrefectClient, run: FlowRun) -> FlowRun | None:
+    """Return the flow run that a worker started a process for: this one or its parent, or None."""
+    if not run.infrastructure_pid and run.parent_task_run_id and not run.deployment_id:
+        parent = client.read_task_run(run.parent_task_run_id).flow_run_id
+        run = client.read_flow_run(parent) if parent else run
+    return run if run.infrastructure_pid else None

@@ -1,6 +1,8 @@
 """prepare and refresh: a task run per stage of the plan, hits marked, what changed announced."""
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.states import Running
 
 from flows.maintain import maintain
 from flows.prepare import prepare
@@ -117,11 +119,18 @@ def test_maintain_names_damaged_stages_and_keeps_finished_ones(client, prepared,
     folder = prepared_root / "store" / prepared.result()["collect"].folder
     (folder / "records-00000.parquet").write_bytes(b"cut")
 
+    with get_client(sync_client=True) as other:
+        flow_id = other.create_flow_from_name("lost")
+        lost = other.create_flow_run_from_deployment(other.create_deployment(flow_id, name="lost"))
+        other.update_flow_run(lost.id, infrastructure_pid="1")
+        other.set_flow_run_state(lost.id, Running(), force=True)
+
     state = maintain(return_state=True)
 
     assert state.message == (
-        "1 stages damaged, 0 abandoned builds removed (0.0 MB), 0 dead runs ended"
+        "1 stages damaged, 0 abandoned builds removed (0.0 MB), 1 dead runs ended"
     )
+    assert client.read_flow_run(lost.id).state_name == "Crashed"
     artifact = read_artifacts(client, state)["maintenance"]
     assert artifact["description"] == state.message
     assert prepared.result()["collect"].folder in artifact["data"]
