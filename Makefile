@@ -31,8 +31,9 @@ install-dev: $(DEV_STAMP)  ## The same, and what tests and lint need
 
 demo: $(STAMP)  ## Set up, start the server and workers, train and evaluate the quickstart
 	@$(BIN)/starloom up
-	@PREFECT_API_URL=$(API) $(BIN)/prefect deployment run finetune/quickstart --watch
-	@$(BIN)/starloom status
+	@$(BIN)/starloom follow & follower=$$!; \
+	PREFECT_API_URL=$(API) $(BIN)/prefect deployment run finetune/quickstart --watch; code=$$?; \
+	kill $$follower; [ $$code -ne 0 ] || $(BIN)/starloom status; exit $$code
 
 up: $(STAMP)  ## Start server, pools, deployments and workers
 	@$(BIN)/starloom up

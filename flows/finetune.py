@@ -54,6 +54,6 @@ def finetune(
         publish_model(run)
     return Completed(
         name=None if verdict.accepted else "Rejected",
-        message=f"{run.name}: {verdict.reason}",
+        message=f"{run.name}{' (finished before, reused)' if reused else ''}: {verdict.reason}",
         data=run.name,
     )

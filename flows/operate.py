@@ -19,8 +19,9 @@ from flows.services import (
     last_line,
     worker_name,
 )
-from pipelines.errors import ServiceError
+from pipelines.errors import ServiceError, StarloomError
 from pipelines.plan import data_root
+from pipelines.runs import find_run
 from pipelines.store import locked
 
 if TYPE_CHECKING:
@@ -112,6 +113,19 @@ def status() -> None:
     with connect(services.port) as client:
         _show_workers(client, services)
         _show_runs(client)
+    _show_latest_run()
+    click.echo(f"ui       {ui_url(services.port)}")
+
+
+def _show_latest_run() -> None:
+    """Name the files of the run that was opened last."""
+    try:
+        run = find_run(data_root() / "runs", "latest")
+    except StarloomError:
+        return
+    for label, file in (("model", "model"), ("report", "report.md"), ("loss", "loss.png")):
+        if (run.path / file).exists():
+            click.echo(f"{label:8} {run.path / file}")
 
 
 def _show_workers(client: "SyncPrefectClient", services: Services) -> None:

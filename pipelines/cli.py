@@ -174,6 +174,16 @@ def doctor(recipe: str, data: str | None, overrides: tuple[str, ...], smoke: boo
     click.echo("ready")
 
 
+@starloom.command()
+def follow() -> None:
+    """Show the progress of trainings as they run (Ctrl-C ends it, not them)."""
+    from pipelines.follow import follow as progress
+    from pipelines.plan import data_root
+
+    for line in progress(data_root() / "runs"):
+        click.echo(line)
+
+
 @starloom.group()
 def data() -> None:
     """Check and clean what is stored."""

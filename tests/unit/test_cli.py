@@ -24,7 +24,7 @@ def test_help_fits_one_screen_and_lists_exactly_these_commands():
 
     assert len(shown.output.splitlines()) <= 30
     assert set(cli.starloom.list_commands(click.Context(cli.starloom))) == {
-        "run", "generate", "why", "trace", "doctor", "data", "up", "down", "status",
+        "run", "generate", "why", "trace", "doctor", "follow", "data", "up", "down", "status",
     }  # fmt: skip
 
 
