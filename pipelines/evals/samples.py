@@ -40,23 +40,28 @@ def choose_prompts(
 ) -> list[Prompt]:
     """Return the prompts to complete, at most `evaluation.num_samples`, in order of sha256 of id.
 
-    Only prompts that leave room for `max_new_tokens` in a context of that many tokens count.
-    Beginnings of files are taken where the split holds neither pairs nor dialogues.
+    Only prompts that leave room for `max_new_tokens` in a context of that many tokens count. Where
+    the split holds files besides pairs or dialogues, half of the samples continue a file.
     """
     settings = recipe.evaluation
     template = get_template(recipe.template)
     room = context - settings.max_new_tokens
     shards = list(shards)
-    for is_code in (False, True):
-        fitting = (
-            prompt
-            for prompt in _prompts(shards, template, tokenizer, is_code=is_code)
-            if 0 < len(prompt.ids) <= room
+    questions, files = (
+        heapq.nsmallest(
+            settings.num_samples,
+            (
+                prompt
+                for prompt in _prompts(shards, template, tokenizer, is_code=is_code)
+                if 0 < len(prompt.ids) <= room
+            ),
+            key=_rank,
         )
-        chosen = heapq.nsmallest(settings.num_samples, fitting, key=_rank)
-        if chosen:
-            return chosen
-    return []
+        for is_code in (False, True)
+    )
+    half = min(len(files), settings.num_samples // 2)
+    chosen = questions[: settings.num_samples - half]
+    return chosen + files[: settings.num_samples - len(chosen)]
 
 
 def complete_prompts(

@@ -72,16 +72,17 @@ def test_a_prompt_that_leaves_no_room_for_its_completion_is_passed_over(tmp_path
     assert [p.record["id"] for p in choose(tmp_path, tokenizer, rows)] == ["fits"]
 
 
-def test_files_are_continued_only_where_the_split_holds_no_prompts(tmp_path, tokenizer):
+def test_half_of_the_samples_continue_files_where_there_are_some(tmp_path, tokenizer):
     code = "".join(f"x{i}\n" for i in range(12))
     files = [file("code", code), file("short", "x = 1\n"), file("blank", "\n" * 30)]
 
     (tmp_path / "code").mkdir()
     (tmp_path / "both").mkdir()
     alone = choose(tmp_path / "code", tokenizer, files)
-    among = choose(tmp_path / "both", tokenizer, [*files, pair("pair")])
+    rows = [*files, *(pair(f"pair {i}") for i in range(5))]
+    among = choose(tmp_path / "both", tokenizer, rows, evaluation__num_samples=3)
 
-    assert [p.record["id"] for p in among] == ["pair"]
+    assert [p.record["id"] for p in among] == [*by_hash(rows[3:])[:2], "code"]
     assert [p.record["id"] for p in alone] == ["code"]
     assert alone[0].reference == "x10\nx11\n"
     assert tokenizer.decode(alone[0].ids) + alone[0].reference == code
