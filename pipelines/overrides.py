@@ -109,9 +109,7 @@ def set_dotted(values: dict[str, Any], key: str, value: Any) -> str | None:
     for part in parents:
         if isinstance(node, list):
             if not part.isdigit() or int(part) >= len(node):
-                return (
-                    f"{key}: {part!r} is not one of the {len(node)} entries, counted from 0"
-                )
+                return f"{key}: {part!r} is not one of the {len(node)} entries, counted from 0"
             node = node[int(part)]
         elif isinstance(node, dict):
             if node.get(part) is None:

@@ -2,10 +2,12 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
-from pipelines.engine import Outcome
+from pipelines.engine import Built, Job, Outcome
 from pipelines.manifest import Counts
+from pipelines.store import StageSpec, Store
 
 
 def double(inputs, output, params):
@@ -28,3 +30,20 @@ def die_once(inputs, output, params):
 
 def die_always(inputs, output, params):
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build_slowly(root, ready):
+    """Build a stage of one shard that takes a moment, and note each time it is made."""
+
+    def build(work):
+        def write(inputs, output, params):
+            ready.set()
+            time.sleep(0.3)
+            with (root / "calls").open("a") as file:
+                file.write("x")
+            output.write_text("hello\n" * 9)
+            return Outcome(Counts(rows_in=9, rows_out=9, used=9))
+
+        return Built((work.one(write, Job("rows.txt", ()), {}),))
+
+    Store(root).build(StageSpec("stage", {"word": "hello", "rows": 3}, "c0de"), build)

@@ -75,7 +75,8 @@ def test_the_numbers_on_the_card_are_those_of_manifests_training_and_scorecard(e
     # 312 tokens in the training shards.
     passes = "passes over the training set"
     assert rows_of(text, passes) == [[passes, f"{12_345 / 312:.3f}"]]
-    assert rows_of(text, "training.learning_rate") == [["training.learning_rate", "0.002"]]
+    learning_rate = str(run.recipe().training.learning_rate)
+    assert rows_of(text, "training.learning_rate") == [["training.learning_rate", learning_rate]]
     assert rows_of(text, "fill-in-the-middle rate")[0][1] == "0.5 of code files"
     assert f"> {scorecard['reason']}" in text
     assert "no more than 13 records" in text

@@ -4,7 +4,6 @@ import errno
 import json
 import multiprocessing
 import os
-import time
 
 import pytest
 
@@ -13,6 +12,7 @@ from pipelines.errors import DiskFull, StoreError
 from pipelines.manifest import Counts
 from pipelines.store import StageSpec, Store
 from pipelines.why import explain_rebuild
+from tests.assets.shard_functions import build_slowly
 
 
 def write_shard(inputs, output, params):
@@ -124,39 +124,25 @@ def test_a_full_disk_says_so_and_keeps_finished_shards(tmp_path):
     assert len(calls) == 3
 
 
-def build_slowly(root, ready):
-    def build(work):
-        def write(inputs, output, params):
-            ready.set()
-            time.sleep(0.3)
-            with (root / "calls").open("a") as file:
-                file.write("x")
-            return write_shard(inputs, output, params)
-
-        return Built((work.one(write, Job("rows.txt", ()), {"word": "hello", "rows": 3}),))
-
-    Store(root).build(spec(), build)
-
-
 def test_two_processes_build_the_same_stage_once(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     ready = context.Event()
     racers = [context.Process(target=build_slowly, args=(tmp_path, ready)) for _ in range(4)]
     for racer in racers:
         racer.start()
     for racer in racers:
-        racer.join(30)
+        racer.join(60)
 
     assert [racer.exitcode for racer in racers] == [0] * 4
     assert (tmp_path / "calls").read_text() == "x"
 
 
 def test_a_killed_builder_releases_its_lock_and_the_next_one_finishes(tmp_path):
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     ready = context.Event()
     racer = context.Process(target=build_slowly, args=(tmp_path, ready))
     racer.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     racer.kill()
     racer.join(20)
 
