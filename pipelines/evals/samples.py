@@ -19,8 +19,9 @@ from pipelines.render.pieces import END_OF_TEXT, Piece, content
 from pipelines.render.templates import Template, Unrenderable, get_template
 from pipelines.serve.generate import complete, stop_ids
 
-# A file has no prompt of its own: its beginning is continued.
-HEAD_LINES = 10
+# A file has no prompt of its own: its beginning is continued, from within a line, as in an editor.
+HEAD_LINES = 20
+MIN_LINE = 8
 
 Sample = dict[str, Any]
 
@@ -113,12 +114,15 @@ def _question(record: Row, template: Template) -> tuple[list[Piece], str] | None
 
 
 def _head(record: Row) -> tuple[list[Piece], str] | None:
-    """Return the first lines of a file and the rest of it; None where that is blank."""
-    lines = record["text"].split("\n")
-    head, rest = "\n".join(lines[:HEAD_LINES]), "\n".join(lines[HEAD_LINES:])
-    if not head.strip() or not rest.strip():
-        return None
-    return content(f"{head}\n", trained=False), rest
+    """Return a file up to the middle of a line, and the rest of it; None for a short file."""
+    text = record["text"]
+    start = 0
+    for number, line in enumerate(text.split("\n")):
+        if number >= HEAD_LINES and len(line.strip()) >= MIN_LINE:
+            cut = start + len(line) - len(line.strip()) // 2
+            return content(text[:cut], trained=False), text[cut:]
+        start += len(line) + 1
+    return None
 
 
 def _rank(prompt: Prompt) -> str:

@@ -73,7 +73,7 @@ def test_a_prompt_that_leaves_no_room_for_its_completion_is_passed_over(tmp_path
 
 
 def test_half_of_the_samples_continue_files_where_there_are_some(tmp_path, tokenizer):
-    code = "".join(f"x{i}\n" for i in range(12))
+    code = "\n" * 19 + "x\n" + "    value = 12\ny = 3\n"
     files = [file("code", code), file("short", "x = 1\n"), file("blank", "\n" * 30)]
 
     (tmp_path / "code").mkdir()
@@ -84,7 +84,7 @@ def test_half_of_the_samples_continue_files_where_there_are_some(tmp_path, token
 
     assert [p.record["id"] for p in among] == [*by_hash(rows[3:])[:2], "code"]
     assert [p.record["id"] for p in alone] == ["code"]
-    assert alone[0].reference == "x10\nx11\n"
+    assert alone[0].reference == " = 12\ny = 3\n"
     assert tokenizer.decode(alone[0].ids) + alone[0].reference == code
 
 
