@@ -6,6 +6,7 @@ recipe.yaml, checkpoints/ and metrics.jsonl while training, model/ (before anyth
 training.json, loss.png, then scorecard, samples, report, card and lineage from the evaluation.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from pipelines.store import StageRef, ref_to_dict, write_atomic
 
 TRAINER = "pipelines.training.trainer"
 EVALUATOR = "pipelines.evals.evaluate"
+LOCK = ".lock"  # held by whoever trains the run, until the last rank is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +100,14 @@ def open_run(
 ) -> Run:
     """Return the run folder for a recipe and its data stages, making it where it is new.
 
-    `force` sets an existing folder aside (never deletes it), so that training starts again.
+    `force` sets an existing folder aside (never deletes it), so that training starts again; a run
+    that is being trained is not touched: StarloomError.
     """
     parts = run_key_parts(recipe, refs)
     key = digest_of(parts)
     run = Run(root / f"{recipe.name}-{key[:12]}")
     if force and run.path.exists():
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-        run.path.rename(run.path.with_name(f"{run.name}.replaced-{stamp}"))
+        _set_aside(run)
     run.path.mkdir(parents=True, exist_ok=True)
     made = run.read("run.json") or {
         "git_sha": git_sha(),
@@ -123,6 +125,18 @@ def open_run(
         {**made, "key": key, "key_parts": parts, "recipe": recipe.name, "stages": stages},
     )
     return run
+
+
+def _set_aside(run: Run) -> None:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    with (run.path / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StarloomError(
+                f"run {run.name} is being trained: wait for it or cancel it before force"
+            ) from None
+        run.path.rename(run.path.with_name(f"{run.name}.replaced-{stamp}"))
 
 
 def find_run(root: Path, name: str) -> Run:

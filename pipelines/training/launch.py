@@ -26,7 +26,7 @@ from typing import IO, Any
 import psutil
 
 from pipelines.errors import Interrupted, StoreError, TrainingError
-from pipelines.runs import TRAINER, Run
+from pipelines.runs import LOCK, TRAINER, Run
 from pipelines.store import Store
 from pipelines.training.checkpoints import newest_checkpoint, step_of
 from pipelines.training.environment import child_environment, hardware_of
@@ -201,7 +201,7 @@ class _Attempt:
 def _owned(run: Run) -> Iterator[int]:
     """Hold the run's lock for the block and note who holds it; yield the lock's descriptor."""
     owner = run.path / "owner.json"
-    with (run.path / ".lock").open("a") as file:
+    with (run.path / LOCK).open("a") as file:
         deadline = time.monotonic() + HANDOVER_SECONDS
         while not _try_lock(file):
             held = run.read(owner.name) or {}
