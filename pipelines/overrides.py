@@ -55,7 +55,8 @@ def apply_data(values: dict[str, Any], data: str) -> None:
     kept = {k: v for k, v in sources[0].items() if k in ("type", "license", "exclude")}
     # Another corpus must not share ids, hence splits and cache, with the recipe's own source.
     name = re.sub(r"[^a-z0-9]+", "-", Path(data).name.lower()).strip("-") or "data"
-    values["sources"] = [{**kept, "id": name, "path": data}]
+    # Your own files need not say under which license you may use them.
+    values["sources"] = [{**kept, "id": name, "path": data, "allow_unlicensed": True}]
 
 
 SMOKE: dict[str, Any] = {

@@ -76,6 +76,7 @@ class Source(Section):
     site: str | None = None
     revision: str | None = None
     license: str | None = None
+    allow_unlicensed: bool = False
     exclude: tuple[str, ...] = ()
     max_records: Count | None = None
 

@@ -43,6 +43,7 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
             "id": source.id,
             "where": f"sources.{index}",
             "license": source.license,
+            "allow_unlicensed": source.allow_unlicensed,
             "origin": asdict(raw.origin),
             "max_bytes": recipe.curation.max_file_bytes,
             "limit": None,

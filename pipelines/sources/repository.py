@@ -32,6 +32,7 @@ from pipelines.sources.raw import Origin, Raw, digest_raw, list_folder, select_n
 from pipelines.syntax import BadSyntax, parse_python
 
 GITHUB = re.compile(r"(?:https?://github\.com/|^)([\w.-]+/[\w.-]+?)(?:\.git)?/?")
+UNKNOWN_LICENSE = "unknown"
 SOURCE_LABELS = ("source", "sourcecode", "repository", "code", "github", "homepage")
 
 
@@ -181,17 +182,18 @@ def _read_file(path: Path, name: str, params: Params) -> Iterator[Row | Skipped]
     tree = parse_python(text)
     source, origin = params["id"], params["origin"]
     license_ = params["license"] or spdx_of(text) or nearest_license(name, origin["licenses"])
-    if not license_:
+    if not license_ and not params["allow_unlicensed"]:
         raise SourceError(
             f"source {source!r}: no license found for {name}; say which one it has with "
-            f"{params['where']}.license, e.g. license: BSD-3-Clause"
+            f"{params['where']}.license, e.g. license: BSD-3-Clause, or set "
+            f"{params['where']}.allow_unlicensed: true"
         )
     common = {
         "group": f"{source}:{name}",
         "source": source,
         "revision": origin["revision"],
         "author": origin["author"],
-        "license": license_,
+        "license": license_ or UNKNOWN_LICENSE,
     }
     url = origin["blob"] + (quote(name) if origin["blob"] else name)
     meta = {"path": name, "lines": [1, text.count("\n") + (not text.endswith("\n"))]}

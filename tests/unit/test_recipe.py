@@ -142,6 +142,7 @@ def test_local_data_replaces_the_source_and_its_name():
         "/tmp/My Project",
         None,
     )
+    assert source.allow_unlicensed
 
 
 def test_smoke_keeps_a_given_tokenizer_and_caps_the_records():

@@ -242,8 +242,17 @@ def test_a_file_without_any_license_stops_the_run_and_says_what_to_set(tmp_path)
 
     assert str(caught.value) == (
         "source 's': no license found for a.py; say which one it has with sources.0.license, "
-        "e.g. license: BSD-3-Clause"
+        "e.g. license: BSD-3-Clause, or set sources.0.allow_unlicensed: true"
     )
+
+
+def test_a_file_without_any_license_is_marked_unknown_where_the_recipe_allows_it(tmp_path):
+    files = {"a.py": "x = 1\n", "b.py": "# SPDX-License-Identifier: MIT\ny = 2\n"}
+    folder = write_files(tmp_path / "code", files)
+
+    store, ref = collect(tmp_path, folder_source(folder, license=None, allow_unlicensed=True))
+
+    assert [row["license"] for row in rows_of(store, ref)] == ["unknown", "MIT"]
 
 
 @pytest.mark.parametrize(
