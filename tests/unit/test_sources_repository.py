@@ -250,9 +250,9 @@ def test_a_file_without_any_license_is_marked_unknown_where_the_recipe_allows_it
     files = {"a.py": "x = 1\n", "b.py": "# SPDX-License-Identifier: MIT\ny = 2\n"}
     folder = write_files(tmp_path / "code", files)
 
-    store, ref = collect(tmp_path, folder_source(folder, license=None, allow_unlicensed=True))
+    rows, _ = collect(tmp_path, folder_source(folder, license=None, allow_unlicensed=True))
 
-    assert [row["license"] for row in rows_of(store, ref)] == ["unknown", "MIT"]
+    assert [row["license"] for row in rows] == ["unknown", "MIT"]
 
 
 @pytest.mark.parametrize(
