@@ -169,6 +169,8 @@ class StepAgreement(TrainerCallback):  # type: ignore[misc]
         )
         meter.local_tokens = 0
         meter.finish_step(int(tokens), cpu_seconds, int(peak_rss))
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = True  # whatever eval_steps is, the curve ends at the end
         if stops:
             logger.warning("stopping after step %d: checkpoint follows", state.global_step)
             control.should_save = control.should_training_stop = True

@@ -119,7 +119,7 @@ def test_a_sigterm_ends_training_after_the_step_with_a_checkpoint():
     meter = Meter(None, 1)
     before = signal.getsignal(signal.SIGTERM)
     agreement = StepAgreement(meter, torch.device("cpu"))
-    state = SimpleNamespace(global_step=3)
+    state = SimpleNamespace(global_step=3, max_steps=9)
     try:
         agreement.on_train_begin()
         meter.local_tokens = 12
@@ -134,6 +134,17 @@ def test_a_sigterm_ends_training_after_the_step_with_a_checkpoint():
     assert (free.should_save, free.should_training_stop) == (False, False)
     assert (stopped.should_save, stopped.should_training_stop) == (True, True)
     assert meter.progress.tokens == 12
+
+
+def test_the_last_step_is_always_evaluated():
+    agreement = StepAgreement(Meter(None, 1), torch.device("cpu"))
+    asked = []
+    for number in (8, 9):
+        control = SimpleNamespace(should_evaluate=False)
+        agreement.on_step_end(None, SimpleNamespace(global_step=number, max_steps=9), control)
+        asked.append(control.should_evaluate)
+
+    assert asked == [False, True]
 
 
 def test_one_process_alone_is_its_own_sum():
