@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--no-workers", is_flag=True, help="Start and fill the server only.")
 def up(no_workers: bool) -> None:
-    """Start server, pools, deployments and workers (again: what is down)."""
+    """Start server, pools, deployments, workers.
+
+    Run again, it changes nothing that is up and restarts what died.
+    """
     folder = data_root() / "state"
     with locked(folder / "services.lock"):
         services = Services.load(folder)
@@ -92,7 +95,7 @@ def _wait_online(services: Services, pool: str, seconds: float = 60) -> None:
 
 @click.command()
 def down() -> None:
-    """Stop what `up` started, flow runs included, and nothing else."""
+    """Stop what `up` started, and nothing else."""
     folder = data_root() / "state"
     with locked(folder / "services.lock"):
         stopped = Services.load(folder).stop()

@@ -70,9 +70,9 @@ def run(
     force: bool,
     publish: bool,
 ) -> None:
-    """Run a recipe here, without a server: data, training, evaluation, report.
+    """Run a recipe here, without a server.
 
-    Exit code 3: the model is not better than step 0 by the recipe's margin.
+    Data, training, evaluation, report: what is finished already is reused. Exit code 3: the model is not better than step 0 by the recipe's margin.
     """
     from pipelines.local import finetune
     from pipelines.overrides import parse_override
@@ -108,7 +108,10 @@ def run(
 def generate(
     run_name: str, prompt: str, max_new_tokens: int, temperature: float, seed: int, raw: bool
 ) -> None:
-    """Complete a prompt with a run's model (RUN: a name, its beginning, or `latest`)."""
+    """Complete a prompt with a run's model.
+
+    RUN is a name, its beginning, a path, or `latest`.
+    """
     from pipelines.plan import data_root
     from pipelines.runs import find_run
     from pipelines.serve.generate import generate as complete
@@ -124,7 +127,7 @@ def generate(
 @click.argument("stage")
 @click.option("--recipe", help="Compare the builds of this recipe only.")
 def why(stage: str, recipe: str | None) -> None:
-    """Say why a data stage was built again: what of its key changed."""
+    """Say why a data stage was built again."""
     from pipelines.plan import STAGES, open_store
     from pipelines.why import explain_rebuild
 
@@ -140,7 +143,7 @@ def why(stage: str, recipe: str | None) -> None:
 @click.argument("run_name", metavar="RUN")
 @click.option("--records", is_flag=True, help="Every training record as JSON lines.")
 def trace(run_name: str, records: bool) -> None:
-    """Trace a run's model back to its stages, records, urls and licenses."""
+    """Trace a model to records, urls and licenses."""
     from pipelines.lineage import build_lineage, records_of_run, trace_text
     from pipelines.plan import data_root, open_store
     from pipelines.runs import find_run
@@ -159,7 +162,7 @@ def trace(run_name: str, records: bool) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key.")
 @click.option("--smoke", is_flag=True, help="Check the smoke form of the recipe.")
 def doctor(recipe: str, data: str | None, overrides: tuple[str, ...], smoke: bool) -> None:
-    """Check what a recipe needs on this machine, before any long work."""
+    """Check what a recipe needs on this machine."""
     from pipelines.overrides import parse_override
     from pipelines.plan import data_root
     from pipelines.preflight import GB, check, count_gpus, estimate_disk
@@ -176,7 +179,7 @@ def doctor(recipe: str, data: str | None, overrides: tuple[str, ...], smoke: boo
 
 @starloom.command()
 def follow() -> None:
-    """Show the progress of trainings as they run (Ctrl-C ends it, not them)."""
+    """Show trainings as they run (Ctrl-C ends it)."""
     from pipelines.follow import follow as progress
     from pipelines.plan import data_root
 
