@@ -72,7 +72,8 @@ def run(
 ) -> None:
     """Run a recipe here, without a server.
 
-    Data, training, evaluation, report: what is finished already is reused. Exit code 3: the model is not better than step 0 by the recipe's margin.
+    Data, training, evaluation, report: what is finished already is reused. Exit
+    code 3: the model is not better than step 0 by the recipe's margin.
     """
     from pipelines.local import finetune
     from pipelines.overrides import parse_override
