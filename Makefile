@@ -32,7 +32,8 @@ install-dev: $(DEV_STAMP)  ## The same, and what tests and lint need
 demo: $(STAMP)  ## Set up, start the server and workers, train and evaluate the quickstart
 	@$(BIN)/starloom up
 	@$(BIN)/starloom follow & follower=$$!; \
-	PREFECT_API_URL=$(API) $(BIN)/prefect deployment run finetune/quickstart --watch; code=$$?; \
+	NO_PROXY="$$NO_PROXY,127.0.0.1" no_proxy="$$no_proxy,127.0.0.1" PREFECT_API_URL=$(API) \
+		$(BIN)/prefect deployment run finetune/quickstart --watch; code=$$?; \
 	kill $$follower; [ $$code -ne 0 ] || $(BIN)/starloom status; exit $$code
 
 up: $(STAMP)  ## Start server, pools, deployments and workers

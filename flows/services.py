@@ -181,10 +181,12 @@ def environment(port: int) -> dict[str, str]:
     STARLOOM_DATA passes through. Telemetry is off, Prefect's home absolute (flow runs start in
     other folders), and loopback is exempt from a proxy.
     """
-    no_proxy = ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1", "localhost")))
+    given = (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"))
+    no_proxy = ",".join(filter(None, (*given, "127.0.0.1", "localhost")))
     changes = {
         "DO_NOT_TRACK": "1",
         "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
         "PREFECT_API_URL": api_url(port),
         "PREFECT_HOME": str(Path(os.environ.get("PREFECT_HOME") or ROOT / ".prefect").absolute()),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

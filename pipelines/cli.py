@@ -212,6 +212,8 @@ def main() -> None:
         starloom(standalone_mode=False)
     except StarloomError as error:
         _fail(str(error), 1)
+    except (PermissionError, NotADirectoryError) as error:
+        _fail(f"{error.filename}: {error.strerror}; is STARLOOM_DATA a folder of yours?", 1)
     except click.exceptions.Abort:
         _fail("interrupted; run the same command again to go on", 130)
     except click.ClickException as error:

@@ -59,6 +59,15 @@ def apply_data(values: dict[str, Any], data: str) -> None:
     values["sources"] = [{**kept, "id": name, "path": data, "allow_unlicensed": True}]
 
 
+def resolve_folders(values: dict[str, Any]) -> None:
+    """Make local model and tokenizer folders absolute: other processes start elsewhere."""
+    for section, key in (("model", "model_name_or_path"), ("tokenizer", "name_or_path")):
+        part = values.get(section)
+        path = part.get(key) if isinstance(part, dict) else None
+        if isinstance(part, dict) and isinstance(path, str) and Path(path).expanduser().is_dir():
+            part[key] = str(Path(path).expanduser().resolve())
+
+
 SMOKE: dict[str, Any] = {
     "model": {
         "model_name_or_path": None,
@@ -98,7 +107,8 @@ def apply_smoke(values: dict[str, Any]) -> None:
         current = values.get(section)
         merge = isinstance(current, dict) and isinstance(changes, dict) and section != "model"
         values[section] = {**current, **changes} if merge else changes  # type: ignore[dict-item]
-    for source in values.get("sources") or ():
+    sources = values.get("sources")
+    for source in sources if isinstance(sources, list) else ():
         if isinstance(source, dict):
             source.setdefault("max_records", SMOKE_RECORDS)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from pipelines.engine import Built, Input, Work
+from pipelines.errors import PreflightError
 from pipelines.fingerprint import code_digest, git_sha, versions
 from pipelines.recipe import Recipe
 from pipelines.store import StageRef, StageSpec, Store
@@ -66,7 +67,10 @@ def data_root() -> Path:
 def open_store(recipe: str = "", *, workers: int = 0, flow_run_id: str = "") -> Store:
     """Open the stage store below the data root; `workers` 0 means one per CPU."""
     context = {"recipe": recipe, "git_sha": git_sha(), "flow_run_id": flow_run_id}
-    count = workers or int(os.environ.get("STARLOOM_WORKERS") or 0) or len(os.sched_getaffinity(0))
+    wanted = os.environ.get("STARLOOM_WORKERS") or "0"
+    if not wanted.isdigit():
+        raise PreflightError(f"STARLOOM_WORKERS={wanted!r}: expected a number of processes")
+    count = workers or int(wanted) or len(os.sched_getaffinity(0))
     return Store(data_root() / "store", workers=count, context=context)
 
 

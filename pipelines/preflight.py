@@ -47,6 +47,8 @@ def disk_problems(recipe: Recipe, root: Path) -> list[str]:
     """Compare the free space at the data root with the estimate."""
     needed = estimate_disk(recipe)
     existing = next(path for path in (root, *root.parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        return [f"{root}: not a folder that can be written to; set STARLOOM_DATA to one"]
     free = shutil.disk_usage(existing).free
     if free >= needed:
         return []

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RecipeError, did_you_mean
-from pipelines.overrides import apply_data, apply_smoke, load_yaml, set_dotted
+from pipelines.overrides import apply_data, apply_smoke, load_yaml, resolve_folders, set_dotted
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -146,7 +146,7 @@ class Adapter(Section):
 class Training(Section):
     """The subset of transformers.TrainingArguments that recipes set, with the same meaning."""
 
-    learning_rate: Annotated[float, Field(gt=0)] = 2.0e-5
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0e-5
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     warmup_steps: Annotated[float, Field(ge=0)] = 0.03
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -225,6 +225,14 @@ class Recipe(Section):
                 f"tokenization.block_size {self.tokenization.block_size} is above "
                 f"model.config.n_positions {config.n_positions}"
             )
+        if config and config.n_embd % config.n_head:
+            raise ValueError(
+                f"model.config.n_embd {config.n_embd} is not a multiple of n_head {config.n_head}"
+            )
+        if not (self.split.validation and self.split.test):
+            raise ValueError("split.validation and split.test must both be above 0")
+        if self.training.max_steps < 1 and self.training.max_steps != -1:
+            raise ValueError("training.max_steps must be at least 1, or -1 for num_train_epochs")
         if self.split.validation + self.split.test >= 1:
             raise ValueError("split.validation + split.test leave nothing to train on")
         return self
@@ -259,14 +267,15 @@ def load_recipe(
     """
     path, values = _read_recipe(name)
     problems: list[str] = []
-    if smoke:
-        apply_smoke(values)
     if data is not None:
         apply_data(values, data)
+    if smoke:
+        apply_smoke(values)
     for key, value in (overrides or {}).items():
         problem = set_dotted(values, key, value)
         if problem:
             problems.append(problem)
+    resolve_folders(values)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -288,7 +297,10 @@ def _read_recipe(name: str) -> tuple[str, dict[str, Any]]:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise RecipeError(f"{path}: no such recipe file")
-        where, text = str(path), path.read_text(encoding="utf-8")
+        try:
+            where, text = str(path), path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path}: cannot be read as UTF-8 text ({error})") from error
     elif name in recipe_names():
         where = f"recipe {name}"
         text = resources.files("pipelines.recipes").joinpath(f"{name}.yaml").read_text("utf-8")

@@ -19,7 +19,7 @@ import yaml
 
 from pipelines.errors import StarloomError, did_you_mean
 from pipelines.fingerprint import code_digest, git_sha
-from pipelines.manifest import digest_of
+from pipelines.manifest import digest_of, sha256_file
 from pipelines.recipe import Recipe, load_hardware
 from pipelines.store import StageRef, ref_to_dict, write_atomic
 
@@ -75,9 +75,16 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Return whether training reached its last step and the weights are committed."""
+        """Return whether training reached its last step and its weights are all there."""
         result = self.read("training.json")
-        return bool(result and result["status"] == "finished" and self.model.is_dir())
+        if not (result and result["status"] == "finished" and self.model.is_dir()):
+            return False
+        sizes = result.get("model_files", {}).items()
+        return all(_size(self.model / name) == size for name, size in sizes)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
 
 
 def run_key_parts(recipe: Recipe, refs: Mapping[str, StageRef]) -> dict[str, Any]:
@@ -86,6 +93,7 @@ def run_key_parts(recipe: Recipe, refs: Mapping[str, StageRef]) -> dict[str, Any
         "dataset": refs["pack"].digest,
         "tokenizer": refs["tokenizer"].digest,
         "model": recipe.model.model_dump(mode="json"),
+        "base": _base_content(recipe),
         "adapter": recipe.adapter.model_dump(mode="json") if recipe.adapter else None,
         "training": recipe.training.model_dump(mode="json"),
         "hardware": load_hardware(recipe.hardware).model_dump(
@@ -95,18 +103,27 @@ def run_key_parts(recipe: Recipe, refs: Mapping[str, StageRef]) -> dict[str, Any
     }
 
 
+def _base_content(recipe: Recipe) -> dict[str, str]:
+    """Return {file: sha256} of a base model in a local folder; a hub id has its revision."""
+    name = recipe.model.model_name_or_path
+    if name is None or not Path(name).is_dir():
+        return {}
+    files = [Path(name) / "config.json", *Path(name).glob("*.safetensors")]
+    return {path.name: sha256_file(path) for path in sorted(files) if path.is_file()}
+
+
 def open_run(
     recipe: Recipe, refs: Mapping[str, StageRef], root: Path, *, force: bool = False
 ) -> Run:
     """Return the run folder for a recipe and its data stages, making it where it is new.
 
-    `force` sets an existing folder aside (never deletes it), so that training starts again; a run
-    that is being trained is not touched: StarloomError.
+    `force` sets a finished run aside (never deletes it), so that training starts again; an
+    unfinished one is resumed, so that a forced run that was killed goes on when it is forced again.
     """
     parts = run_key_parts(recipe, refs)
     key = digest_of(parts)
     run = Run(root / f"{recipe.name}-{key[:12]}")
-    if force and run.path.exists():
+    if force and run.trained:  # an unfinished one is resumed
         _set_aside(run)
     run.path.mkdir(parents=True, exist_ok=True)
     made = run.read("run.json") or {

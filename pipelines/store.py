@@ -146,7 +146,7 @@ class Store:
     def find(self, spec: StageSpec) -> StageRef | None:
         """Return the finished, valid stage for a spec, or None. A damaged one is set aside."""
         folder = self._folder(spec)
-        if not (folder / MANIFEST).exists():
+        if not folder.exists():
             return None
         problem = self.damage(folder)
         if problem is None:

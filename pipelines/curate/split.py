@@ -72,8 +72,7 @@ def fill_empty(groups: Collection[str], params: Params) -> dict[str, str]:
     if len(train) <= len(wanted):
         raise SourceError(
             f"split: {len(groups)} groups (files, questions, trees) are too few to train on some "
-            f"and hold others out (empty: {', '.join([*wanted, 'train'])}); add data, or set "
-            "split.validation and split.test"
+            f"and hold others out (empty: {', '.join([*wanted, 'train'])}); add data"
         )
     return dict(zip(train, wanted, strict=False))
 

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipelines.errors import StarloomError
 from pipelines.recipe import Recipe, load_hardware
-from pipelines.records import new_record
+from pipelines.records import clean_text, new_record
 from pipelines.render.encode import control_ids, encode_prompt, load_tokenizer
 from pipelines.render.pieces import content
 from pipelines.render.templates import get_template
@@ -43,7 +43,9 @@ def generate(
     `raw` sends the text as it is, without the template. Raises StarloomError where the run has no
     model yet, or the prompt is empty or fills the context.
     """
-    if not run.model.is_dir():
+    if clean_text(prompt) is None:
+        raise StarloomError(f"prompt {prompt!r}: not valid UTF-8 text")
+    if not run.trained:
         raise StarloomError(
             f"run {run.name} has no model yet, its training is not finished: "
             f"`starloom run {run.info()['recipe']}` resumes it"

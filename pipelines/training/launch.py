@@ -188,7 +188,7 @@ class _Attempt:
         """Return whether a signal ended torchrun or a rank, as an operator or the kernel does."""
         text = self.log()
         killed = {*KILLED.findall(text)} - {*KILLED_BY_TORCHRUN.findall(text)}
-        return code > 128 or bool(killed)
+        return code < 0 or code > 128 or bool(killed)
 
     def log(self) -> str:
         """Return what this attempt has written to the log."""
@@ -216,6 +216,7 @@ def _owned(run: Run) -> Iterator[int]:
             {
                 "host": os.uname().nodename,
                 "pid": os.getpid(),
+                "created": psutil.Process().create_time(),
                 "boot_id": _boot_id(),
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
             },
@@ -239,7 +240,12 @@ def _alive(owner: dict[str, Any]) -> bool:
     here = (os.uname().nodename, _boot_id())
     if (owner.get("host"), owner.get("boot_id")) != here:
         return bool(owner)  # another machine: its processes cannot be seen from here
-    return psutil.pid_exists(owner["pid"])
+    try:
+        process = psutil.Process(owner["pid"])
+        same = abs(process.create_time() - owner["created"]) < 1
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, KeyError):
+        return False
 
 
 def _boot_id() -> str:

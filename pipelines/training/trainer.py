@@ -260,6 +260,7 @@ def finish(
             "parameters": parameters[0],
             "trainable_parameters": parameters[1],
             "world_size": trainer.args.world_size,
+            "model_files": {p.name: p.stat().st_size for p in run.model.glob("*") if p.is_file()},
         },
     )
 

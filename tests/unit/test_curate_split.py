@@ -65,12 +65,6 @@ def test_these_groups_stay_where_they_are_for_good():
     ]  # fmt: skip
 
 
-def test_without_held_out_shares_everything_is_trained_on(tmp_path):
-    store, ref = split(tmp_path, rows(range(5)), validation=0, test=0)
-
-    assert [s.file for s in store.manifest(ref).shards] == ["train-00000.parquet"]
-
-
 def test_a_split_that_few_groups_leave_empty_takes_the_next_in_line(tmp_path):
     store, ref = split(tmp_path, rows(range(6)), validation=0.01, test=0.01)
     report = store.manifest(ref).report
@@ -87,7 +81,7 @@ def test_a_split_that_few_groups_leave_empty_takes_the_next_in_line(tmp_path):
     [
         (0, {}, "0 groups (files, questions, trees) are too few"),
         (2, {}, "2 groups (files, questions, trees) are too few"),
-        (1, {"validation": 0}, "1 groups (files, questions, trees) are too few"),
+        (1, {}, "1 groups (files, questions, trees) are too few"),
     ],
 )
 def test_too_few_groups_are_one_line_that_says_what_to_do(tmp_path, groups, settings, message):

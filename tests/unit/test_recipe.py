@@ -104,6 +104,14 @@ def test_all_problems_are_reported_at_once_with_what_may_be_meant():
 def test_sections_that_do_not_fit_together_are_refused():
     with pytest.raises(RecipeError, match="block_size 4096 is above model.config.n_positions 512"):
         load_recipe("quickstart", overrides={"tokenization.block_size": 4096})
+    with pytest.raises(RecipeError, match="n_embd 256 is not a multiple of n_head 3"):
+        load_recipe("quickstart", overrides={"model.config.n_head": 3})
+    with pytest.raises(RecipeError, match="split.validation and split.test must both be above 0"):
+        load_recipe("quickstart", overrides={"split.test": 0})
+    with pytest.raises(RecipeError, match="max_steps must be at least 1, or -1"):
+        load_recipe("quickstart", overrides={"training.max_steps": 0})
+    with pytest.raises(RecipeError, match="learning_rate: .* finite number"):
+        load_recipe("quickstart", overrides={"training.learning_rate": float("inf")})
     with pytest.raises(RecipeError, match="leave nothing to train on"):
         load_recipe("quickstart", overrides={"split.test": 0.95})
     with pytest.raises(RecipeError, match="give either name_or_path or train_vocab_size, not both"):
@@ -145,6 +153,24 @@ def test_local_data_replaces_the_source_and_its_name():
     assert source.allow_unlicensed
 
 
+def test_a_section_given_as_a_whole_replaces_the_section():
+    model = load_recipe("quickstart", overrides={"model": {"model_name_or_path": "a/b"}}).model
+
+    assert (model.model_name_or_path, model.config) == ("a/b", None)
+
+
+def test_smoke_shrinks_local_data_as_well():
+    assert load_recipe("quickstart", smoke=True, data="/tmp/x").sources[0].max_records == 300
+
+
+def test_a_local_model_folder_becomes_absolute(tmp_path, monkeypatch):
+    (tmp_path / "base").mkdir()
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("scikit-learn", overrides={"model.model_name_or_path": "base"})
+
+    assert recipe.model.model_name_or_path == str(tmp_path / "base")
+
+
 def test_smoke_keeps_a_given_tokenizer_and_caps_the_records():
     recipe = load_recipe("oasst", smoke=True, overrides={"tokenizer.train_vocab_size": 600})
 
@@ -162,5 +188,11 @@ def test_a_recipe_file_that_is_no_mapping_is_a_clear_error(tmp_path):
     path.write_text("a: [\n")
     with pytest.raises(RecipeError, match="not valid YAML"):
         load_recipe(str(path))
+    path.write_bytes(b"name: \xff\n")
+    with pytest.raises(RecipeError, match="cannot be read as UTF-8 text"):
+        load_recipe(str(path))
+    path.write_text("sources: 5\n")
+    with pytest.raises(RecipeError, match="sources: "):
+        load_recipe(str(path), smoke=True)
     with pytest.raises(RecipeError, match="no such recipe file"):
         load_recipe(str(tmp_path / "none.yaml"))

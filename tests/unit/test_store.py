@@ -70,7 +70,9 @@ def test_an_interrupted_build_redoes_only_the_shards_that_were_not_finished(tmp_
     assert not list(tmp_path.glob("stage/.building-*"))
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "swapped", "manifest"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "truncated", "flipped", "swapped", "manifest", "no manifest"]
+)
 def test_a_damaged_stage_is_never_a_hit_and_is_built_again(tmp_path, damage):
     store = Store(tmp_path)
     ref = store.build(spec(), builder())
@@ -82,6 +84,8 @@ def test_a_damaged_stage_is_never_a_hit_and_is_built_again(tmp_path, damage):
         one.write_bytes(one.read_bytes()[:-1])
     elif damage == "flipped":
         one.write_bytes(one.read_bytes().replace(b"h", b"i", 1))
+    elif damage == "no manifest":
+        (store.path(ref) / "manifest.json").unlink()
     elif damage == "manifest":
         (store.path(ref) / "manifest.json").write_text("{")
 
