@@ -46,7 +46,8 @@ test: $(DEV_STAMP)  ## Run the default tests (offline, under 5 minutes on 2 core
 	@$(BIN)/python -m pytest
 
 test-all: $(DEV_STAMP)  ## Run the slow system tests as well: servers, workers, torchrun, kills
-	@$(BIN)/python -m pytest -m "system or not system"
+	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m system
 
 lint: $(DEV_STAMP)  ## Check style, types and layering
 	@$(BIN)/ruff check .

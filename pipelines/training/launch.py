@@ -127,6 +127,7 @@ class _Attempt:
     def run(self) -> int:
         """Start, follow and end one attempt; return the exit code."""
         run = self.run_
+        end_orphans(run)
         (run.path / "training.json").unlink(missing_ok=True)
         with (run.path / LOG).open("ab") as log:
             self.log_start = log.tell()
@@ -225,6 +226,24 @@ def _owned(run: Run) -> Iterator[int]:
             yield file.fileno()
         finally:
             owner.unlink(missing_ok=True)
+
+
+def end_orphans(run: Run, grace: float = GRACE_SECONDS) -> None:
+    """End the ranks that a killed supervisor left behind: two trainings would write checkpoints.
+
+    Whoever holds the run's lock has no living supervisor beside it, so all that names this run on
+    its command line is such a rank. They get SIGTERM, `grace` seconds, then SIGKILL.
+    """
+    orphans = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if f"--run={run.path}" in (process.info["cmdline"] or ())
+    ]
+    for send in (psutil.Process.terminate, psutil.Process.kill):
+        for process in orphans:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                send(process)
+        _, orphans = psutil.wait_procs(orphans, timeout=grace)
 
 
 def _try_lock(file: IO[str]) -> bool:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from pipelines.errors import Interrupted, StoreError, TrainingError
@@ -229,6 +230,27 @@ def test_the_lock_is_free_after_an_owner_died_and_held_while_one_lives(run_and_s
 
     assert launch(run, store)["status"] == "finished"
     assert not (run.path / "owner.json").exists()
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_ranks_that_a_killed_supervisor_left_are_gone_before_the_next_attempt(
+    run_and_store, monkeypatch, stubborn
+):
+    run, store = run_and_store
+    trap = "trap '' TERM; " if stubborn else ""
+    orphan = subprocess.Popen(
+        ["sh", "-c", f"{trap}echo up; while :; do sleep 0.1; done", "rank", f"--run={run.path}"],
+        stdout=subprocess.PIPE,
+    )
+    assert orphan.stdout.readline() == b"up\n"
+    monkeypatch.setattr(launching.end_orphans, "__defaults__", (1,))
+    alive = f"kill -0 {orphan.pid} 2>/dev/null && echo together > together; {FINISH}"
+    fake(monkeypatch, alive)
+
+    launch(run, store)
+
+    assert not (run.path / "together").exists()
+    assert not psutil.pid_exists(orphan.pid)
 
 
 def test_the_environment_is_an_allow_list_with_one_thread_per_rank():
