@@ -24,10 +24,14 @@ FRAME = frozenset(
         "pipelines.plan",
         "pipelines.recipe",
         "pipelines.runs",
+        "pipelines.sources.fetch",
         "pipelines.store",
         "pipelines.training.plots",
     }
 )
+
+# Settings enter a key by value, and what spiders fetch by its bytes.
+FRAME_PACKAGES = ("pipelines.source_settings", "pipelines.spiders")
 
 
 def code_digest(*modules: str) -> str:
@@ -42,7 +46,7 @@ def reachable(*modules: str) -> set[str]:
     todo = list(modules)
     while todo:
         name = todo.pop()
-        if name not in found and name not in FRAME:
+        if name not in found and name not in FRAME and not name.startswith(FRAME_PACKAGES):
             found.add(name)
             todo.extend(_imports(name))
     return found

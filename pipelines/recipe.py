@@ -4,25 +4,19 @@ Leaf keys carry the upstream names (transformers.TrainingArguments, peft.LoraCon
 are errors with a suggestion. Hardware is a second small file, chosen by the recipe's `hardware`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RecipeError, did_you_mean
 from pipelines.overrides import apply_data, apply_smoke, load_yaml, resolve_folders, set_dotted
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, unknown keys forbidden."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+from pipelines.recipe_problems import explain
+from pipelines.section import Count, Fraction, Section
+from pipelines.source_settings import Source
 
 
 class ScratchConfig(Section):
@@ -62,23 +56,6 @@ class Tokenizer(Section):
         if self.name_or_path and self.train_vocab_size:
             raise ValueError("give either name_or_path or train_vocab_size, not both")
         return self
-
-
-class Source(Section):
-    """Where raw rows come from. Which of the keys a source needs is said by its `type`."""
-
-    type: Literal["repository", "oasst", "code-alpaca", "gpteacher", "stack-exchange"]
-    id: str
-    path: str | None = None
-    distribution: str | None = None
-    repository: str | None = None
-    dataset: str | None = None
-    site: str | None = None
-    revision: str | None = None
-    license: str | None = None
-    allow_unlicensed: bool = False
-    exclude: tuple[str, ...] = ()
-    max_records: Count | None = None
 
 
 class Dedup(Section):
@@ -279,7 +256,7 @@ def load_recipe(
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems.extend(_explain(error))
+        problems.extend(explain(Recipe, error))
         recipe = None
     if problems or recipe is None:
         raise RecipeError(f"{path}: " + "; ".join(problems))
@@ -317,48 +294,3 @@ def _read_recipe(name: str) -> tuple[str, dict[str, Any]]:
     if not isinstance(values, dict):
         raise RecipeError(f"{where}: expected keys and values, got {type(values).__name__}")
     return where, values
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    """Yield one line for each problem: the dotted key, what is wrong, and what may be meant."""
-    problems = error.errors()
-    for problem in problems:
-        if problem["type"] == "too_short" and any(
-            other["loc"][:1] == problem["loc"] for other in problems if other is not problem
-        ):
-            continue  # pydantic counts the broken entries as absent
-        location = [str(part) for part in problem["loc"]]
-        key = ".".join(location)
-        if problem["type"] == "extra_forbidden":
-            known = _known_keys(Recipe, location[:-1])
-            hint = did_you_mean(location[-1], known) or f" (known: {', '.join(known)})"
-            yield f"{key}: unknown key{hint}"
-        elif problem["type"] == "missing":
-            yield f"{key}: required, but not set"
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            value = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
-            yield f"{key}: {message}{value}" if key else message
-
-
-def _known_keys(section: type[BaseModel], location: list[str]) -> list[str]:
-    """Return the keys that exist at a place in the recipe."""
-    for part in location:
-        if part.isdigit():
-            continue
-        field = section.model_fields.get(part)
-        inner = _section_of(field.annotation) if field else None
-        if inner is None:
-            return []
-        section = inner
-    return sorted(section.model_fields)
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        found = _section_of(inner)
-        if found is not None:
-            return found
-    return None

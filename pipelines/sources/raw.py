@@ -9,10 +9,15 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from pipelines.engine import ShardReport
 from pipelines.errors import SourceError
-from pipelines.manifest import sha256_file
+from pipelines.manifest import Counts, sha256_file
+
+FETCHED = "fetched.json"  # written last: the raw folder of a remote source is complete
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,32 @@ class Raw:
     def paths(self) -> tuple[Path, ...]:
         """Return the paths of the files, in order."""
         return tuple(self.root / name for name in self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The dates (UTC) that a fetch is limited to: from `since` on, before `until`."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a fetch did: whether raw input changed, in words and in numbers."""
+
+    changed: bool
+    summary: str
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The shards of one source, the counts of what no shard holds, and what the report says."""
+
+    reports: list[ShardReport]
+    unread: Counts = field(default_factory=Counts)
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def list_folder(root: Path) -> Iterator[str]:

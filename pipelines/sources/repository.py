@@ -16,19 +16,29 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import quote
 
-from pipelines.engine import Outcome, Params, Reject
+from pipelines.engine import Outcome, Params, Reject, Work
 from pipelines.errors import SourceError, did_you_mean
 from pipelines.manifest import Counts, canonical
-from pipelines.recipe import Source
 from pipelines.records import Row, clean_text, new_record, write_rows
+from pipelines.source_settings import RepositorySource
 from pipelines.sources.extract import Skipped, Unusable, extract_units, read_source
+from pipelines.sources.files import read_files
 from pipelines.sources.licenses import (
     folder_licenses,
     metadata_license,
     nearest_license,
     spdx_of,
 )
-from pipelines.sources.raw import Origin, Raw, digest_raw, list_folder, select_names
+from pipelines.sources.raw import (
+    Fetched,
+    Origin,
+    Raw,
+    Read,
+    Window,
+    digest_raw,
+    list_folder,
+    select_names,
+)
 from pipelines.syntax import BadSyntax, parse_python
 
 GITHUB = re.compile(r"(?:https?://github\.com/|^)([\w.-]+/[\w.-]+?)(?:\.git)?/?")
@@ -36,7 +46,7 @@ UNKNOWN_LICENSE = "unknown"
 SOURCE_LABELS = ("source", "sourcecode", "repository", "code", "github", "homepage")
 
 
-def find_problem(source: Source) -> str | None:
+def find_problem(source: RepositorySource) -> str | None:
     """Say in one sentence why a source cannot be read on this machine, or return None."""
     if source.path is not None:
         folder = Path(source.path).expanduser()
@@ -63,7 +73,27 @@ def _distribution_problem(name: str) -> str | None:
     return None
 
 
-def locate(source: Source) -> Raw:
+def is_remote(source: RepositorySource) -> bool:
+    """Say whether a source has to be fetched before it is read."""
+    return False
+
+
+def fetch(source: RepositorySource, folder: Path, window: Window) -> Fetched:
+    """Bring a remote source's raw files up to date."""
+    raise NotImplementedError
+
+
+def read(source: RepositorySource, raw: Raw, work: Work, given: Params) -> Read:
+    """Turn the files into shards of records; the report counts the functions passed over."""
+    made = read_files(extract, raw, work, given)
+    skipped: Counter[str] = Counter()
+    for report in made.reports:
+        skipped.update(report.extra["skipped"])
+    about = {"files": len(raw.names), "skipped_functions": dict(sorted(skipped.items()))}
+    return replace(made, about=about)
+
+
+def locate(source: RepositorySource) -> Raw:
     """List the source's Python files with their origin; SourceError where there are none."""
     problem = find_problem(source)
     if problem:
@@ -78,7 +108,7 @@ def locate(source: Source) -> Raw:
     return raw
 
 
-def _locate_folder(source: Source) -> Raw:
+def _locate_folder(source: RepositorySource) -> Raw:
     root = Path(source.path or "").expanduser().absolute()
     found = list(list_folder(root))
     names = select_names(found, ".py", source.exclude)
@@ -90,7 +120,7 @@ def _locate_folder(source: Source) -> Raw:
     return replace(raw, origin=replace(raw.origin, revision=revision, url=page, blob=blob))
 
 
-def _locate_distribution(source: Source) -> Raw:
+def _locate_distribution(source: RepositorySource) -> Raw:
     distribution = metadata.distribution(source.distribution or "")
     root = Path(str(distribution.locate_file("")))
     # Scripts and data are listed as ../../bin/...: they lie outside the packages.

@@ -79,7 +79,7 @@ def test_no_two_packages_of_pipelines_import_each_other():
     }
 
     assert mutual == set()
-    assert arrows["sources"] <= {".", "sources"}
+    assert arrows["sources"] <= {".", "sources", "source_settings", "spiders"}
     assert "sources" not in arrows["render"] | arrows["training"]
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from pipelines.errors import PreflightError, SourceError
 from pipelines.plan import get_stage, stage_spec
-from pipelines.recipe import Source
-from pipelines.sources import SOURCES, check_sources, get_source
+from pipelines.source_settings import RepositorySource as Source
+from pipelines.sources import check_sources, get_source, repository
 from pipelines.sources.collect import params
 from pipelines.sources.licenses import metadata_license, recognize, spdx_of
 from pipelines.sources.raw import glob_pattern, list_folder, select_names
@@ -116,6 +116,7 @@ def test_an_installed_distribution_yields_files_and_functions_with_their_provena
             "author": "Ada Lovelace",
             "license": "BSD-3-Clause",
             "licenses": {"0BSD": 1, "BSD-3-Clause": 3, "MIT": 1},
+            "openai_outputs": False,
             "files": 5,
             "records": 5,
             "skipped_functions": {},
@@ -401,7 +402,7 @@ def test_a_source_that_can_be_read_passes_and_a_path_wins_over_a_distribution(tm
     check_sources(curation_recipe(source.model_dump()))
 
     assert locate(source).names == ("a.py",)
-    assert get_source(source) is SOURCES["repository"]
+    assert get_source(source) is repository
 
 
 def test_a_folder_without_python_files_is_an_error_that_says_what_was_excluded(tmp_path):

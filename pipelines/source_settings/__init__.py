@@ -1,0 +1,36 @@
+"""What a recipe says of each source: one class per `type`, so that a key of another is an error."""
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from pipelines.source_settings.code_qa import CodeQaSource
+from pipelines.source_settings.dataset import DatasetSource
+from pipelines.source_settings.every import EverySource
+from pipelines.source_settings.oasst import OasstSource
+from pipelines.source_settings.repository import RepositorySource
+from pipelines.source_settings.stack_exchange import StackExchangeSource
+
+Source = Annotated[
+    RepositorySource | StackExchangeSource | OasstSource | DatasetSource | CodeQaSource,
+    Field(discriminator="type"),
+]
+
+__all__ = [
+    "CodeQaSource",
+    "DatasetSource",
+    "EverySource",
+    "OasstSource",
+    "RepositorySource",
+    "Source",
+    "StackExchangeSource",
+    "source_types",
+]
+
+
+def source_types() -> dict[str, type[EverySource]]:
+    """Return the class of each source type by its name."""
+    classes = get_args(get_args(Source)[0])
+    return {
+        name: each for each in classes for name in get_args(each.model_fields["type"].annotation)
+    }
