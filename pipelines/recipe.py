@@ -80,11 +80,15 @@ class Curation(Section):
 
 
 class Split(Section):
-    """Held-out shares by group hash: validation for the curve, test for the gate."""
+    """Held-out shares by group hash: validation for the curve, test for the gate.
+
+    `keep_predefined` leaves rows in the train, validation or test split that their data brings.
+    """
 
     validation: Fraction = 0.05
     test: Fraction = 0.05
     seed: int = 42
+    keep_predefined: bool = True
 
 
 class Template(Section):
@@ -192,6 +196,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         config, tokenizer = self.model.config, self.tokenizer
+        weighted = [source.weight is not None for source in self.sources]
+        if any(weighted) and not all(weighted):
+            raise ValueError("sources: give every source a weight, or none")
         if config and not (tokenizer.name_or_path or tokenizer.train_vocab_size):
             raise ValueError(
                 "a model from `config` has no tokenizer: set tokenizer.train_vocab_size or "

@@ -1,29 +1,50 @@
 """Stage `split`: a group is held out or trained on as a whole, by the hash of its name.
 
 A group's split depends on the seed and its name alone: it stays where it is when data grows, and
-no group ever lies in two splits. The one exception: where too few groups leave a held-out split
-empty, it takes the train group that is next in line; the report names it.
+no group ever lies in two splits. Three things come before the hash: a split that the data brings
+(`meta.split`, unless `keep_predefined` is off), where a group with rows of several goes to the one
+farthest from training; a source with test rows but no validation rows shares them between the
+two; and where too few groups leave a held-out split empty, it takes the train group that is next
+in line (the report names it). Train rows are then repeated or thinned as the mixture asks.
 """
 
-import hashlib
+import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.curate.mixture import copies_per_record, num_copies
+from pipelines.curate.places import place_of
+from pipelines.curate.rows import add_meta
 from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Work
 from pipelines.errors import SourceError
 from pipelines.manifest import Counts
 from pipelines.recipe import Recipe
-from pipelines.records import read_rows, write_rows
+from pipelines.records import Row, read_rows, write_rows
 
 DEPENDS = ("pyarrow",)
 SPLITS = ("train", "validation", "test")
 
 
+@dataclass(slots=True)
+class _Seen:
+    """What a first look over all rows finds: groups, and the splits that the data brings."""
+
+    groups: set[str] = field(default_factory=set)
+    given: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, set[str]] = field(default_factory=dict)
+    source_of: dict[str, str] = field(default_factory=dict)
+
+
 def params(recipe: Recipe) -> dict[str, Any]:
-    """Return the shares and the seed."""
-    return recipe.split.model_dump(mode="json")
+    """Return the shares, the seed, and how the sources are mixed."""
+    mixture = [
+        source.model_dump(mode="json", include={"id", "weight", "epochs"})
+        for source in recipe.sources
+    ]
+    return {**recipe.split.model_dump(mode="json"), "mixture": mixture}
 
 
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
@@ -31,32 +52,114 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
 
     Raises SourceError where there are too few groups to train on some and hold others out.
     """
-    shards = inputs["dedup"].paths()
-    seen = {row["group"] for _, path in shards for row in read_rows(path, ["group"])}
-    given = {**params(recipe), "moved": fill_empty(seen, params(recipe))}
+    shards = [path for _, path in inputs["dedup"].paths()]
+    settings = params(recipe)
+    seen = _look(shards) if settings["keep_predefined"] else _Seen(_groups(shards))
+    settings["given"] = _predefined(seen, settings)
+    settings["moved"] = fill_empty(seen.groups, settings)
     groups: dict[str, set[str]] = {name: set() for name in SPLITS}
-    rows = [_count_rows(path, given, groups) for _, path in shards]
+    by_source: Counter[str] = Counter()
+    rows = [_count_rows(path, settings, groups, by_source) for path in shards]
+    copies = copies_per_record(settings["mixture"], by_source)
     made: list[ShardReport] = []
     for split in SPLITS:
-        holding = [path for (_, path), count in zip(shards, rows, strict=True) if count[split]]
+        holding = [path for path, count in zip(shards, rows, strict=True) if count[split]]
         jobs = [
             Job(f"{split}-{number:05d}.parquet", (path,), split)
             for number, path in enumerate(holding)
         ]
-        made += work.map(select_rows, jobs, {**given, "select": split})
+        given = {**settings, "select": split, "copies": copies if split == "train" else {}}
+        made += work.map(select_rows, jobs, given)
     report = {
         split: {"groups": len(groups[split]), "rows": sum(count[split] for count in rows)}
         for split in SPLITS
     }
-    return Built(tuple(made), {"splits": report, "moved": given["moved"]})
+    mixture = _realised(settings["mixture"], by_source, made)
+    predefined = dict(sorted(Counter(settings["given"].values()).items()))
+    return Built(
+        tuple(made),
+        {
+            "splits": report,
+            "moved": settings["moved"],
+            "predefined_groups": predefined,
+            "mixture": mixture,
+        },
+    )
 
 
-def _count_rows(path: Path, params: Params, groups: dict[str, set[str]]) -> Counter[str]:
+def _realised(
+    mixture: Sequence[Mapping[str, Any]], rows: Mapping[str, int], made: Sequence[ShardReport]
+) -> dict[str, dict[str, Any]]:
+    """Return for each source its train rows before and after mixing, and its share of them."""
+    mixed: Counter[str] = Counter()
+    for report in made:
+        mixed.update(report.extra.get("sources", {}))
+    total = mixed.total()
+    return {
+        source["id"]: {
+            "weight": source["weight"],
+            "epochs": source["epochs"],
+            "train_rows": rows[source["id"]],
+            "mixed_rows": mixed[source["id"]],
+            "share": round(mixed[source["id"]] / total, 4) if total else 0.0,
+        }
+        for source in mixture
+    }
+
+
+def _groups(shards: Sequence[Path]) -> set[str]:
+    return {row["group"] for path in shards for row in read_rows(path, ["group"])}
+
+
+def _look(shards: Sequence[Path]) -> _Seen:
+    seen = _Seen()
+    for path in shards:
+        for row in read_rows(path, ["group", "source", "meta"]):
+            seen.groups.add(row["group"])
+            split = _brought(row["meta"])
+            if split is None:
+                continue
+            seen.sources.setdefault(row["source"], set()).add(split)
+            seen.source_of[row["group"]] = row["source"]
+            before = seen.given.get(row["group"], split)
+            seen.given[row["group"]] = max(before, split, key=SPLITS.index)
+    return seen
+
+
+def _brought(meta: str | None) -> str | None:
+    """Return the split that a record brings, if any."""
+    if meta is None or '"split":' not in meta:
+        return None
+    split = json.loads(meta).get("split")
+    return split if split in SPLITS else None
+
+
+def _predefined(seen: _Seen, params: Params) -> dict[str, str]:
+    """Return {group: split} as the data brings them; a source of nothing but train brings none."""
+    held_out = params["validation"] + params["test"]
+    found = {}
+    for group, split in seen.given.items():
+        brought = seen.sources[seen.source_of[group]]
+        if brought == {"train"}:
+            continue
+        other = {"test": "validation", "validation": "test"}.get(split, "")
+        if other and other not in brought:
+            moves = place_of(group, params["seed"]) < params[other] / held_out
+            found[group] = other if moves else split
+        else:
+            found[group] = split
+    return found
+
+
+def _count_rows(
+    path: Path, params: Params, groups: dict[str, set[str]], by_source: Counter[str]
+) -> Counter[str]:
     found: Counter[str] = Counter()
-    for row in read_rows(path, ["group"]):
+    for row in read_rows(path, ["group", "source"]):
         split = assign_split(row["group"], params)
         groups[split].add(row["group"])
         found[split] += 1
+        by_source[row["source"]] += split == "train"
     return found
 
 
@@ -77,21 +180,15 @@ def fill_empty(groups: Collection[str], params: Params) -> dict[str, str]:
     return dict(zip(train, wanted, strict=False))
 
 
-def place_of(group: str, seed: int) -> float:
-    """Return the sha256 of seed and name as a number in [0, 1)."""
-    digest = hashlib.sha256(f"{seed}\0{group}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
 def assign_split(group: str, params: Params) -> str:
-    """Return the split of a group by its place; `moved` names the exceptions.
+    """Return the split of a group by its place; `given` and `moved` name the exceptions.
 
     >>> assign_split("a", {"seed": 42, "validation": 0.0, "test": 0.0})
     'train'
     """
-    moved: dict[str, str] = params.get("moved") or {}
-    if group in moved:
-        return moved[group]
+    for exceptions in (params.get("moved"), params.get("given")):
+        if exceptions and group in exceptions:
+            return str(exceptions[group])
     place = place_of(group, params["seed"])
     if place < params["test"]:
         return "test"
@@ -99,8 +196,36 @@ def assign_split(group: str, params: Params) -> str:
 
 
 def select_rows(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
-    """Copy the rows of one split; the others are counted by the shards of theirs."""
-    wanted = params["select"]
-    kept = [row for row in read_rows(inputs[0]) if assign_split(row["group"], params) == wanted]
+    """Copy the rows of one split, each as often as the mixture asks.
+
+    Rows of other splits are counted by the shards of theirs.
+    """
+    copies, wanted = params["copies"], params["select"]
+    kept: list[Row] = []
+    mixed: Counter[str] = Counter()
+    rows = left_out = 0
+    for row in read_rows(inputs[0]):
+        if assign_split(row["group"], params) != wanted:
+            continue
+        rows += 1
+        made = list(_copies(row, copies.get(row["source"], 1.0), params["seed"]))
+        left_out += not made
+        mixed[row["source"]] += len(made)
+        kept.extend(made)
     write_rows(output, kept)
-    return Outcome(Counts(rows_in=len(kept), rows_out=len(kept), used=len(kept)))
+    dropped = {"mixture": left_out} if left_out else {}
+    extra = {"sources": dict(sorted(mixed.items()))} if wanted == "train" else {}
+    counts = Counts(rows_in=rows, rows_out=len(kept), used=rows - left_out, dropped=dropped)
+    return Outcome(counts, extra=extra)
+
+
+def _copies(row: Row, copies: float, seed: int) -> Iterator[Row]:
+    """Yield a row's copies; all but the first say so, that their code is permuted anew."""
+    if copies == 1.0:
+        yield row
+        return
+    for number in range(num_copies(row["id"], copies, seed)):
+        copy = dict(row)
+        if number:
+            add_meta(copy, copy=number)
+        yield copy

@@ -4,6 +4,7 @@ Pairs and dialogues go through the recipe's template; code (`text`) is cut into 
 block. Invariant: every record is in the rows, whole, or counted with the reason why not.
 """
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,12 +125,19 @@ def _format_pair(record: Row, shard: _Shard) -> list[Row]:
 
 def _format_code(records: Sequence[Row], shard: _Shard) -> list[list[Row]]:
     """Return the rows of each record of code: one for every fragment."""
-    files = [(record["id"], record["text"]) for record in records]
+    files = [(_drawn_as(record), record["text"]) for record in records]
     groups = split_files(shard.tokenizer, files, shard.params["block_size"], shard.fim)
     return [
         _format_file(record, fragments, shard)
         for record, fragments in zip(records, groups, strict=True)
     ]
+
+
+def _drawn_as(record: Row) -> str:
+    """Return the name that decides how code is permuted: a copy of a record is drawn anew."""
+    if '"copy":' not in (record["meta"] or ""):
+        return str(record["id"])
+    return f"{record['id']}#{json.loads(record['meta']).get('copy', 0)}"
 
 
 def _format_file(record: Row, fragments: Sequence[Fragment], shard: _Shard) -> list[Row]:

@@ -1,11 +1,23 @@
 """Splits hold whole groups, chosen by the hash of their name."""
 
+import json
+from collections import Counter
+
 import pytest
 
-from pipelines.curate.split import assign_split, place_of
+from pipelines.curate.places import place_of
+from pipelines.curate.split import assign_split
 from pipelines.errors import SourceError
 from pipelines.manifest import Counts
-from tests.assets.curation import curation_recipe, record, rows_of, run_stage
+from tests.assets.curation import (
+    curation_recipe,
+    folder_source,
+    record,
+    rows_of,
+    run_stage,
+)
+
+SETTINGS = {"seed": 42, "validation": 0.05, "test": 0.05}
 
 
 def split(tmp_path, *shards, workers=1, **settings):
@@ -90,3 +102,134 @@ def test_too_few_groups_are_one_line_that_says_what_to_do(tmp_path, groups, sett
 
     assert str(caught.value).startswith(f"split: {message}")
     assert "add data" in str(caught.value)
+
+
+def given_rows(source, **splits):
+    return [
+        record(f"{source}:{name}:{n}", source=source, text="x", meta=json.dumps({"split": name}))
+        for name, number in splits.items()
+        for n in range(number)
+    ]
+
+
+def splits_of(store, ref):
+    return {
+        name: {row["id"] for row in rows_of(store, ref, name)}
+        for name in ("train", "validation", "test")
+    }
+
+
+def test_splits_that_the_data_brings_are_kept_and_nothing_of_theirs_is_trained_on(tmp_path):
+    every = given_rows("s", train=200, validation=20, test=30)
+
+    store, ref = split(tmp_path, every, validation=0.3, test=0.3)
+
+    found = splits_of(store, ref)
+    assert found == {
+        name: {row["id"] for row in every if f":{name}:" in row["id"]} for name in found
+    }
+    report = store.manifest(ref).report
+    assert report["predefined_groups"] == {"test": 30, "train": 200, "validation": 20}
+
+
+def test_a_source_with_test_rows_only_shares_them_with_validation_and_keeps_its_train_rows(
+    tmp_path,
+):
+    every = given_rows("s", train=200, test=100)
+
+    store, ref = split(tmp_path, every, validation=0.05, test=0.05)
+
+    found = splits_of(store, ref)
+    assert found["train"] == {row["id"] for row in every if ":train:" in row["id"]}
+    assert found["validation"] | found["test"] == {r["id"] for r in every if ":test:" in r["id"]}
+    assert 30 < len(found["validation"]) < 70
+
+
+def test_a_group_of_several_splits_goes_to_the_one_farthest_from_training(tmp_path):
+    both = [
+        record(f"s:{name}", group="shared", text="x", meta=json.dumps({"split": name}))
+        for name in ("test", "train")
+    ]
+
+    store, ref = split(tmp_path, [*given_rows("s", train=50, validation=5, test=5), *both])
+
+    assert {"s:test", "s:train"} <= splits_of(store, ref)["test"]
+
+
+@pytest.mark.parametrize("only_train", [True, False])
+def test_the_recipe_splits_anew_where_asked_or_where_all_rows_are_train_rows(tmp_path, only_train):
+    numbers = {"train": 300} if only_train else {"train": 200, "validation": 50, "test": 50}
+    every = given_rows("s", **numbers)
+
+    store, ref = split(tmp_path, every, validation=0.1, test=0.1, keep_predefined=only_train)
+
+    settings = {"seed": 42, "validation": 0.1, "test": 0.1}
+    assert splits_of(store, ref) == {
+        name: {row["id"] for row in every if assign_split(row["group"], settings) == name}
+        for name in ("train", "validation", "test")
+    }
+
+
+def mixed(tmp_path, rows, *sources, workers=1):
+    settings = [{"path": str(tmp_path), **source} for source in sources]
+    recipe = curation_recipe(*[folder_source(**source) for source in settings])
+    return run_stage(tmp_path, "split", recipe, *rows, workers=workers)
+
+
+def test_epochs_repeat_and_thin_a_source_in_training_alone(tmp_path):
+    rows = [
+        [record(f"{name}:{n}", source=name, text="x") for n in range(1000)] for name in ("a", "b")
+    ]
+
+    store, ref = mixed(tmp_path, rows, {"id": "a", "epochs": 2.5}, {"id": "b", "epochs": 0.5})
+
+    manifest = store.manifest(ref)
+    mixture = manifest.report["mixture"]
+    train = rows_of(store, ref, "train")
+    counted = Counter(row["id"] for row in train)
+    a, b = (mixture[name] for name in "ab")
+    assert (a["train_rows"], b["train_rows"]) == tuple(
+        sum(1 for r in rows[i] if assign_split(r["group"], SETTINGS) == "train") for i in (0, 1)
+    )
+    assert {n for id_, n in counted.items() if id_.startswith("a")} == {2, 3}
+    assert {n for id_, n in counted.items() if id_.startswith("b")} == {1}
+    assert a["mixed_rows"] == sum(n for id_, n in counted.items() if id_.startswith("a"))
+    assert abs(a["mixed_rows"] / a["train_rows"] - 2.5) < 0.06
+    assert abs(b["mixed_rows"] / b["train_rows"] - 0.5) < 0.06
+    assert manifest.counts.dropped == {"mixture": b["train_rows"] - b["mixed_rows"]}
+    held_out = [*rows_of(store, ref, "validation"), *rows_of(store, ref, "test")]
+    assert max(Counter(row["id"] for row in held_out).values()) == 1
+    second = [row for row in train if row["meta"]]
+    assert {json.loads(row["meta"])["copy"] for row in second} == {1, 2}
+
+
+def test_weights_set_the_proportions_and_the_scarcest_source_is_used_up(tmp_path):
+    rows = [
+        [record(f"{name}:{n}", source=name, text="x") for n in range(count)]
+        for name, count in (("a", 300), ("b", 3000))
+    ]
+
+    store, ref = mixed(tmp_path, rows, {"id": "a", "weight": 1}, {"id": "b", "weight": 3})
+
+    mixture = store.manifest(ref).report["mixture"]
+    assert mixture["a"]["mixed_rows"] == mixture["a"]["train_rows"]
+    assert abs(mixture["b"]["mixed_rows"] / mixture["a"]["mixed_rows"] - 3) < 0.35
+    assert abs(mixture["a"]["share"] + mixture["b"]["share"] - 1) < 1e-3
+
+
+def test_a_mixture_does_not_depend_on_workers_or_shards(tmp_path):
+    rows = [[record(f"a:{i}:{n}", source="a", text="x") for n in range(200)] for i in range(4)]
+    joined = [[row for shard in rows for row in shard]]
+
+    one, first = mixed(tmp_path / "1", rows, {"id": "a", "epochs": 1.5})
+    two, second = mixed(tmp_path / "2", rows, {"id": "a", "epochs": 1.5}, workers=2)
+    three, third = mixed(tmp_path / "3", joined, {"id": "a", "epochs": 1.5})
+
+    assert first.digest == second.digest
+    assert rows_of(one, first, "train") == rows_of(three, third, "train")
+
+
+def test_weights_are_for_all_sources_or_for_none(tmp_path):
+    sources = [folder_source(str(tmp_path), id="a", weight=1), folder_source(str(tmp_path), id="b")]
+    with pytest.raises(ValueError, match="give every source a weight, or none"):
+        curation_recipe(*sources)
