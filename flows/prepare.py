@@ -8,6 +8,7 @@ from prefect.states import Completed
 from pipelines.plan import STAGES, Refs
 from tasks import reports
 from tasks.ready import check_ready
+from tasks.sources import fetch
 from tasks.stages import build
 from tasks.steps import explained
 
@@ -29,6 +30,7 @@ def prepare(
         smoke: Use few records.
     """
     resolved = check_ready(recipe, data, overrides, smoke)
+    fetch(resolved)
     refs: Refs = {}
     for stage in STAGES:
         upstream = {name: refs[name] for name in stage.upstream}

@@ -14,6 +14,7 @@ from pipelines.plan import Refs, data_root, open_store, prepare
 from pipelines.preflight import check
 from pipelines.recipe import load_recipe
 from pipelines.runs import Run, open_run
+from pipelines.sources.fetch import fetch_missing
 from pipelines.training.launch import launch
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def finetune(
     """Prepare, train, evaluate, gate, card. Whatever is finished already is reused."""
     recipe = load_recipe(recipe_name, data=data, overrides=overrides, smoke=smoke)
     check(recipe, data_root(), train_here=True)
+    fetch_missing(recipe)
     store = open_store(recipe.name)
     refs: Refs = {}
     for ref in prepare(recipe, store):

@@ -8,6 +8,9 @@ import yaml
 
 from pipelines.errors import RecipeError
 
+# The keys of a source that say where it comes from, rather than how it is read.
+WHERE_FROM = frozenset({"id", "path", "revision", "distribution", "repository", "dataset"})
+
 
 class _Loader(yaml.SafeLoader):
     """YAML with floats as people write them: YAML 1.1 reads `2e-5` as a string."""
@@ -52,9 +55,9 @@ def apply_data(values: dict[str, Any], data: str) -> None:
             f"data={data!r}: the recipe has {len(sources)} sources; "
             "set sources.0.path (or 1, ...) instead"
         )
-    kept = {k: v for k, v in sources[0].items() if k in ("type", "license", "exclude")}
     # Another corpus must not share ids, hence splits and cache, with the recipe's own source.
     name = re.sub(r"[^a-z0-9]+", "-", Path(data).name.lower()).strip("-") or "data"
+    kept = {k: v for k, v in sources[0].items() if k not in WHERE_FROM}
     # Your own files need not say under which license you may use them.
     values["sources"] = [{**kept, "id": name, "path": data, "allow_unlicensed": True}]
 

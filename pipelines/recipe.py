@@ -167,7 +167,10 @@ class Hardware(Section):
 
 
 class Recipe(Section):
-    """Everything that decides what a run does."""
+    """Everything that decides what a run does.
+
+    `auto_train` lets a refresh that finds new data start a training by itself.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
     description: str = ""
@@ -183,6 +186,7 @@ class Recipe(Section):
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     hardware: str = "cpu"
+    auto_train: bool = False
 
     @field_validator("hardware")
     @classmethod

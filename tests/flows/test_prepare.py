@@ -18,10 +18,10 @@ pytestmark = pytest.mark.flow
 
 
 def test_prepare_runs_one_task_for_each_stage_of_the_plan_in_its_order(client, prepared):
-    tasks = read_tasks(client, prepared, len(NAMES) + 1)
+    tasks = read_tasks(client, prepared, len(NAMES) + 2)
 
-    assert [task.name for task in tasks] == ["preflight", *NAMES]
-    assert {task.state_name for task in tasks} == {"Completed"}
+    assert [task.name for task in tasks] == ["preflight", "fetch", *NAMES]
+    assert {task.state_name for task in tasks if task.name != "fetch"} == {"Completed"}
     assert list(prepared.result()) == NAMES
 
 
@@ -43,7 +43,7 @@ def test_a_second_prepare_ends_every_stage_cached_with_the_time_it_saved(
 ):
     again = prepare("quickstart", str(corpus), LICENSE, smoke=True, return_state=True)
 
-    tasks = read_tasks(client, again, len(NAMES) + 1)[1:]
+    tasks = read_tasks(client, again, len(NAMES) + 2)[2:]
     assert [(task.name, task.state_name) for task in tasks] == [(name, "Cached") for name in NAMES]
     assert all("built in" in task.state.message for task in tasks)
     assert all(task.state.type.value == "COMPLETED" for task in tasks)
@@ -105,14 +105,28 @@ def test_refresh_starts_prepare_for_changed_recipes_once(monkeypatch, corpus, da
     (corpus / "json" / "new.py").unlink()
 
 
-def test_an_unknown_source_or_one_that_comes_later_is_named_in_one_line():
-    unknown = refresh("scikit-lern", return_state=True)
-    later = prepare("oasst", return_state=True)
+def test_a_recipe_with_auto_train_is_trained_where_its_data_changed(monkeypatch, corpus, data_root):
+    wanted = {**LICENSE, "auto_train": True}
+    recipe = load_recipe("quickstart", data=str(corpus), overrides=wanted, smoke=True)
+    started = []
+    monkeypatch.setattr(sources, "recipe_names", lambda: ["quickstart"])
+    monkeypatch.setattr(sources, "load_recipe", lambda name: recipe)
+    monkeypatch.setattr(sources, "run_deployment", lambda name, **kw: started.append((name, kw)))
+    monkeypatch.setattr(sources, "emit_event", lambda **kw: None)
 
-    assert (unknown.name, later.name) == ("Failed", "Failed")
+    refresh("stdlib", return_state=True)
+
+    assert [(name, kw["parameters"]) for name, kw in started] == [
+        ("finetune/quickstart", {"recipe": "quickstart"})
+    ]
+
+
+def test_an_unknown_source_is_named_in_one_line():
+    unknown = refresh("scikit-lern", return_state=True)
+
+    assert unknown.name == "Failed"
     assert "no recipe uses a source 'scikit-lern', did you mean 'scikit-learn'?" in unknown.message
-    assert "source type 'oasst'" in later.message
-    assert "\n" not in unknown.message + later.message
+    assert "\n" not in unknown.message
 
 
 def test_maintain_names_damaged_stages_and_keeps_finished_ones(client, prepared, prepared_root):
