@@ -18,6 +18,8 @@ class EverySource(Section):
 
     # The keys that decide what is fetched; all others select from what was.
     FETCHES: ClassVar[tuple[str, ...]] = ()
+    # Whether a fetch can be limited to a window of dates, hence backfilled.
+    HAS_DATES: ClassVar[bool] = False
 
     id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     path: str | None = None
