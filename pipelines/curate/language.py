@@ -1,7 +1,8 @@
 """Stage `language`: keeps records whose prose is in one of the recipe's languages.
 
 The language of prose is guessed by fastText's lid.176 model; code is never guessed at. Every
-record is kept, kept without a guess (counted as exempt), or dropped with its reason.
+record is kept, kept without a guess (counted as exempt), or dropped with its reason; a dialogue is
+judged message by message.
 """
 
 import functools
@@ -10,12 +11,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipelines.curate.rows import add_meta, body_kind, choose_runner, filter_rows
+from pipelines.curate.rows import Fault, add_meta, body_kind, choose_runner, filter_rows
 from pipelines.engine import Built, Input, Job, Outcome, Params, Work
 from pipelines.errors import PreflightError
 from pipelines.manifest import sha256_file
@@ -49,56 +50,139 @@ def params(recipe: Recipe) -> dict[str, Any]:
 
 
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
-    """Filter every shard; the report counts guesses by language, and exempt records by reason."""
+    """Filter every shard; the report counts guesses, exempt records and cut messages."""
     given = {**params(recipe), "path": str(find_model()) if recipe.curation.languages else ""}
     upstream = inputs["collect"]
     jobs = [Job(shard.file, (path,)) for shard, path in upstream.paths()]
     made = work.map(filter_shard, jobs, given, runner=choose_runner(upstream.shards))
-    totals: dict[str, Counter[str]] = {"languages": Counter(), "exempt": Counter()}
+    totals: dict[str, Counter[str]] = {
+        "languages": Counter(),
+        "exempt": Counter(),
+        "cut": Counter(),
+    }
     for report in made:
         for name, total in totals.items():
             total.update(report.extra[name])
     return Built(made, {name: dict(sorted(total.items())) for name, total in totals.items()})
 
 
+@dataclass(slots=True)
+class _Shard:
+    """The settings of a filter, and what it counts on the way."""
+
+    languages: Sequence[str]
+    threshold: float
+    model: Path
+    found: Counter[str] = field(default_factory=Counter)
+    exempt: Counter[str] = field(default_factory=Counter)
+    cut: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """The language of a text, and the fault that a filter finds with it."""
+
+    language: str
+    score: float
+    fault: Fault | None
+
+
 def filter_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
-    """Keep the rows whose prose is in `languages` with a score of at least `threshold`."""
-    found: Counter[str] = Counter()
-    exempt: Counter[str] = Counter()
+    """Keep the rows whose prose is in `languages` with a score of at least `threshold`.
 
-    def decide(row: Row) -> tuple[str, str] | None:
-        prose = prose_of(row) if params["languages"] else None
-        if prose is None or _is_short(prose):
-            why = (
-                "any_language" if not params["languages"] else "code" if prose is None else "short"
-            )
-            exempt[why] += 1
-            return None
-        language, score = identify(prose, Path(params["path"]))
-        found[language] += 1
-        detail = f"{language} {score:.2f}: {prose[:80]}"
-        if score < params["threshold"]:
-            return "language_uncertain", detail
-        if language not in params["languages"]:
-            return f"language:{language}", detail
-        add_meta(row, language=language, language_score=round(score, 3))
-        return None
-
-    outcome = filter_rows(inputs[0], output, decide)
-    return replace(outcome, extra={"languages": dict(found), "exempt": dict(exempt)})
-
-
-def prose_of(row: Mapping[str, Any]) -> str | None:
-    r"""Return the start of a record's prose without code; None for a record that is code.
-
-    >>> prose_of({"text": None, "completion": "x", "prompt": "Call `f(x)` like\n>>> f(1)\nthis."})
-    'Call like this.'
+    A dialogue is judged message by message and ends before the first that is not.
     """
+    shard = _Shard(params["languages"], params["threshold"], Path(params["path"]))
+    outcome = filter_rows(inputs[0], output, lambda row: _decide(row, shard))
+    extra = {"languages": shard.found, "exempt": shard.exempt, "cut": shard.cut}
+    return replace(outcome, extra={name: dict(count) for name, count in extra.items()})
+
+
+def _decide(row: Row, shard: _Shard) -> Fault | None:
+    if not shard.languages:
+        shard.exempt["any_language"] += 1
+        return None
     kind = body_kind(row)
     if kind == "text":
+        shard.exempt["code"] += 1
         return None
-    written = [row["prompt"]] if kind == "prompt" else [m["content"] for m in row["messages"] or ()]
-    text = "\n".join(part or "" for part in written)[:READ_CHARS]
+    if kind == "messages":
+        return _decide_dialogue(row, shard)
+    guess = _guess(strip_code(row["prompt"] or ""), shard)
+    if guess is None:
+        shard.exempt["short"] += 1
+        return None
+    if guess.fault is None:
+        add_meta(row, language=guess.language, language_score=guess.score)
+    return guess.fault
+
+
+def _decide_dialogue(row: Row, shard: _Shard) -> Fault | None:
+    """End a dialogue before its first message in another language; a fault if nothing is left.
+
+    What is left ends with an assistant's message that is trained, as a whole dialogue does.
+    """
+    scores: list[list[Any] | None] = []
+    for number, message in enumerate(row["messages"] or ()):
+        guess = _guess(strip_code(message["content"]), shard)
+        if guess is not None and guess.fault is not None:
+            return _end_before(row, number, scores, guess.fault, shard)
+        scores.append([guess.language, guess.score] if guess else None)
+    if any(scores):
+        _note(row, scores)
+    else:
+        shard.exempt["short"] += 1
+    return None
+
+
+def _note(row: Row, scores: Sequence[list[Any] | None]) -> None:
+    """Note a dialogue's first language, its lowest score, and the guess for each message."""
+    guessed = [score for score in scores if score]
+    if guessed:
+        lowest = min(score[1] for score in guessed)
+        add_meta(row, language=guessed[0][0], language_score=lowest, language_scores=scores)
+
+
+def _end_before(
+    row: Row, number: int, scores: list[list[Any] | None], fault: Fault, shard: _Shard
+) -> Fault | None:
+    messages = row["messages"]
+    answers = [
+        index
+        for index, message in enumerate(messages[:number])
+        if message["role"] == "assistant" and message["train"] is not False
+    ]
+    if not answers:
+        return fault
+    end = answers[-1] + 1
+    shard.cut[fault[0]] += len(messages) - end
+    row["messages"] = messages[:end]
+    _note(row, scores[:end])
+    add_meta(row, language_cut=len(messages) - end)
+    return None
+
+
+def _guess(prose: str, shard: _Shard) -> _Guess | None:
+    """Return the language of prose, or None where it is too short to tell."""
+    if _is_short(prose):
+        return None
+    language, score = identify(prose, shard.model)
+    shard.found[language] += 1
+    detail = f"{language} {score:.2f}: {prose[:80]}"
+    if score < shard.threshold:
+        return _Guess(language, round(score, 3), ("language_uncertain", detail))
+    if language not in shard.languages:
+        return _Guess(language, round(score, 3), (f"language:{language}", detail))
+    return _Guess(language, round(score, 3), None)
+
+
+def strip_code(text: str) -> str:
+    r"""Return the start of a text's prose on one line, without code.
+
+    >>> strip_code("Call `f(x)` like\n>>> f(1)\nthis.")
+    'Call like this.'
+    """
+    text = text[:READ_CHARS]
     for code in (FENCED, DOCTEST, INLINE):
         text = code.sub(" ", text)
     if SECTION.search(text):

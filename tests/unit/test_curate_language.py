@@ -8,7 +8,7 @@ from importlib import metadata
 import pytest
 
 from pipelines.curate import language
-from pipelines.curate.language import find_model, identify, prose_of
+from pipelines.curate.language import find_model, identify, strip_code
 from pipelines.errors import PreflightError
 from pipelines.manifest import Counts
 from tests.assets.curation import curation_recipe, record, rows_of, run_stage
@@ -80,7 +80,9 @@ def test_without_languages_everything_is_kept_and_no_model_is_needed(tmp_path, m
     kept, manifest = filtered(tmp_path, pair("german", GERMAN), pair("b", ENGLISH), languages=[])
 
     assert sorted(kept) == ["b", "german"]
-    assert manifest.report == {"languages": {}, "exempt": {"any_language": 2}, "samples": {}}
+    assert manifest.report == {
+        "languages": {}, "exempt": {"any_language": 2}, "cut": {}, "samples": {}
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -100,7 +102,7 @@ def test_without_languages_everything_is_kept_and_no_model_is_needed(tmp_path, m
     ],
 )
 def test_prose_is_what_is_left_without_code_and_numpydoc_tables(text, prose):
-    assert prose_of(pair("a", text)) == prose
+    assert strip_code(text) == prose
 
 
 def test_text_with_line_breaks_and_odd_characters_can_be_scored():
@@ -159,7 +161,7 @@ def test_english_is_told_from_27_languages_on_real_sentences(real_data):
     files = [p for p in (real_data / "lingua_sentences").glob("??.txt") if p.stem != "ca"]
     for path in files:
         for line in path.read_text(encoding="utf-8").split("\n"):
-            prose = prose_of(pair("a", line))
+            prose = strip_code(line)
             if sum(map(str.isalpha, prose)) < language.MIN_LETTERS:
                 continue
             guess, score = identify(prose, model)
@@ -172,3 +174,34 @@ def test_english_is_told_from_27_languages_on_real_sentences(real_data):
     assert len(files) == 27
     assert outcomes["right"] / (outcomes["right"] + outcomes["wrong"]) >= 0.99
     assert outcomes["right"] / (outcomes["right"] + outcomes["missed"]) >= 0.98
+
+
+def dialogue(record_id, *texts, untrained=()):
+    roles = ("user", "assistant") * len(texts)
+    messages = [
+        {"role": role, "content": text, "train": role == "assistant" and number not in untrained}
+        for number, (role, text) in enumerate(zip(roles, texts, strict=False))
+    ]
+    return record(record_id, messages=messages)
+
+
+def test_a_dialogue_ends_before_its_first_message_in_another_language(tmp_path):
+    late = dialogue("late", ENGLISH, ENGLISH, "Thanks!", ENGLISH, GERMAN, ENGLISH)
+    asked = dialogue("asked", ENGLISH, GERMAN)
+    begun = dialogue("begun", GERMAN, ENGLISH)
+    shared = dialogue("shared", ENGLISH, ENGLISH, ENGLISH, GERMAN, untrained={1})
+    short = dialogue("short", "Hi.", "Yes?")
+
+    kept, manifest = filtered(tmp_path, late, asked, begun, shared, short)
+
+    assert list(kept) == ["late", "short"]
+    assert [m["content"] for m in kept["late"]["messages"]] == [
+        ENGLISH, ENGLISH, "Thanks!", ENGLISH,
+    ]  # fmt: skip
+    meta = json.loads(kept["late"]["meta"])
+    assert [each and each[0] for each in meta["language_scores"]] == ["en", "en", None, "en"]
+    assert meta["language_score"] == min(each[1] for each in meta["language_scores"] if each)
+    assert meta["language_cut"] == 2
+    assert manifest.report["cut"] == {"language:de": 2}
+    assert manifest.report["exempt"] == {"short": 1}
+    assert manifest.counts == Counts(rows_in=5, rows_out=2, used=2, dropped={"language:de": 3})
