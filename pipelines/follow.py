@@ -1,11 +1,12 @@
 """Follows trainings from their files: what a terminal shows while the flow runs elsewhere."""
 
-import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pipelines.jsonlines import read_new
 
 SHOW_EVERY_SECONDS = 10.0
 POLL_SECONDS = 1.0
@@ -25,18 +26,6 @@ def follow(runs: Path) -> Iterator[str]:
                     shown = time.monotonic()
                     yield f"{path.parent.name}: {describe(line)}"
         time.sleep(POLL_SECONDS)
-
-
-def read_new(path: Path, place: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the whole lines written since `place`, and the next place; a resume cuts it back."""
-    size = path.stat().st_size
-    if size <= place:
-        return [], size
-    with path.open("rb") as file:
-        file.seek(place)
-        text = file.read(size - place)
-    end = text.rfind(b"\n") + 1
-    return [json.loads(line) for line in text[:end].splitlines()], place + end
 
 
 def describe(line: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 
 from pipelines.engine import Built, Work, usage
 from pipelines.errors import DiskFull, StoreError
+from pipelines.jsonlines import read_lines
 from pipelines.manifest import (
     MANIFEST,
     Cost,
@@ -270,14 +271,7 @@ class Store:
 
     def log(self, stage: str) -> list[dict[str, Any]]:
         """Return the uses of a stage, oldest first (a line cut by a kill is passed over)."""
-        path = self.root / stage / "log.jsonl"
-        entries = []
-        for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
-            try:
-                entries.append(json.loads(line))
-            except ValueError:
-                continue
-        return entries
+        return read_lines(self.root / stage / "log.jsonl")
 
     def collect_garbage(self, keep: set[str], older_than: float) -> dict[str, int]:
         """Remove abandoned builds, damaged stages and finished stages not in `keep`.

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 
 from pipelines.engine import usage
 from pipelines.errors import TrainingError
+from pipelines.jsonlines import read_lines
 from pipelines.store import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Meter:
         self.progress = Progress(**progress)
         self._earlier = Progress(**progress)
         if self.path is not None:
-            kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+            kept = [line for line in read_lines(self.path) if line["step"] <= step]
             write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def state(self) -> dict[str, Any]:
@@ -127,17 +128,6 @@ class Meter:
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics.jsonl, without one that a kill has cut."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
 
 
 class StepAgreement(TrainerCallback):  # type: ignore[misc]

@@ -9,7 +9,6 @@ retried once, from scratch; an error that training reports itself is raised at o
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import re
@@ -26,6 +25,7 @@ from typing import IO, Any
 import psutil
 
 from pipelines.errors import Interrupted, StoreError, TrainingError
+from pipelines.jsonlines import read_new
 from pipelines.runs import LOCK, TRAINER, Run
 from pipelines.store import Store
 from pipelines.training.checkpoints import newest_checkpoint, step_of
@@ -171,19 +171,13 @@ class _Attempt:
         """Pass on the newest training line written since `position`; return the next position."""
         if self.on_progress is None or time.monotonic() - self._reported < PROGRESS_SECONDS:
             return position
-        size = metrics.stat().st_size if metrics.exists() else 0
-        if size <= position:
-            return size  # nothing new, or cut back by a resume
-        with metrics.open("rb") as file:
-            file.seek(position)
-            text = file.read(size - position)
-        end = text.rfind(b"\n") + 1
-        lines = [json.loads(line) for line in text[:end].split(b"\n") if b'"loss"' in line]
+        lines, position = read_new(metrics, position)
+        lines = [line for line in lines if "loss" in line]
         if lines:
             keys = ("step", "max_steps", "loss", "tokens_per_second")
             self.on_progress({key: lines[-1][key] for key in keys})
             self._reported = time.monotonic()
-        return position + end
+        return position
 
     def was_killed(self, code: int) -> bool:
         """Return whether a signal ended torchrun or a rank, as an operator or the kernel does."""

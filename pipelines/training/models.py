@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,7 +24,7 @@ from transformers import (
     GPTBigCodeConfig,
 )
 
-from pipelines.errors import RecipeError, TrainingError, did_you_mean
+from pipelines.errors import RecipeError, StoreError, TrainingError, did_you_mean
 from pipelines.recipe import Adapter, Recipe, ScratchConfig
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,17 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_trained(folder: Path) -> Any:
-    """Load a run's `model/` for evaluation or serving: whole weights, safetensors, eval mode."""
-    return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
+    """Load a run's `model/` for evaluation or serving: whole weights, safetensors, eval mode.
+
+    Raises StoreError where its files are damaged.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True).eval()
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StoreError(
+            f"{folder}: the model cannot be loaded ({str(error).splitlines()[0]}); "
+            "train it again with --force"
+        ) from error
 
 
 def save_trained(model: Any, folder: Path, tokenizer_dir: Path, dtype: str) -> None:

@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipelines.engine import usage
 from pipelines.errors import DiskFull, StarloomError
+from pipelines.jsonlines import read_lines
 from pipelines.recipe import Hardware, Recipe
 from pipelines.runs import Run
 from pipelines.store import sync_folder
@@ -31,7 +32,6 @@ from pipelines.training.attention import check_packing
 from pipelines.training.callbacks import (
     Meter,
     StepAgreement,
-    read_metrics,
     sum_over_ranks,
 )
 from pipelines.training.checkpoints import (
@@ -238,7 +238,7 @@ def finish(
     trainer: PackedTrainer, run: Run, meter: Meter, parameters: tuple[int, int], *, finished: bool
 ) -> None:
     """Draw the curve and write training.json (rank 0)."""
-    metrics = read_metrics(run.path / METRICS)
+    metrics = read_lines(run.path / METRICS)
     draw_loss(metrics, f"{run.info()['recipe']}: loss", run.path / "loss.png")
     state, progress = trainer.state, meter.progress
     run.write(

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.errors import Interrupted, TrainingError
-from pipelines.training.callbacks import read_metrics
+from pipelines.jsonlines import read_lines
 from pipelines.training.checkpoints import complete_checkpoints, newest_checkpoint, problem, step_of
 from pipelines.training.collate import Collator, PackedDataset
 from pipelines.training.launch import launch
@@ -51,7 +51,7 @@ def ranks_of(run):
 
 
 def last_step(run):
-    return max((line["step"] for line in read_metrics(run.path / "metrics.jsonl")), default=-1)
+    return max((line["step"] for line in read_lines(run.path / "metrics.jsonl")), default=-1)
 
 
 def wait_until(condition, seconds=120):
@@ -66,7 +66,7 @@ def curve(run):
     clock = ("seconds", "tokens_per_second")
     return [
         {key: value for key, value in line.items() if key not in clock}
-        for line in read_metrics(run.path / "metrics.jsonl")
+        for line in read_lines(run.path / "metrics.jsonl")
     ]
 
 
@@ -113,7 +113,7 @@ def undisturbed(tmp_path_factory):
 def test_training_needs_no_compiler_and_leaves_a_complete_run(undisturbed):
     run, _, progress = undisturbed
     result = run.read("training.json")
-    metrics = read_metrics(run.path / "metrics.jsonl")
+    metrics = read_lines(run.path / "metrics.jsonl")
 
     assert run.trained
     assert (result["status"], result["global_step"], result["max_steps"]) == ("finished", 20, 20)
@@ -170,7 +170,7 @@ def test_the_first_step_has_the_exact_loss_and_gradient_of_all_its_tokens(tmp_pa
     loss = model(**batch, use_cache=False).loss  # the mean over all tokens of one batch
     loss.backward()
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
-    (line,) = [x for x in read_metrics(run.path / "metrics.jsonl") if "loss" in x]
+    (line,) = [x for x in read_lines(run.path / "metrics.jsonl") if "loss" in x]
     assert line["loss"] == pytest.approx(loss.item(), abs=1e-5)
     assert line["grad_norm"] == pytest.approx(norm.item(), abs=1e-4)
     assert line["tokens"] == sum(len(dataset[i].input_ids) for i in range(40))

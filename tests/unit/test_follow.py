@@ -5,7 +5,8 @@ import json
 import threading
 
 from pipelines import follow
-from pipelines.follow import describe, read_new
+from pipelines.follow import describe
+from pipelines.jsonlines import read_new
 
 TRAIN = {"step": 4, "max_steps": 8, "loss": 5.25, "tokens_per_second": 2900.4}
 EVAL = {"step": 4, "eval_loss": 5.5, "eval_tokens": 10}

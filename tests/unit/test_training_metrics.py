@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from pipelines.errors import TrainingError
+from pipelines.jsonlines import read_lines
 from pipelines.training.callbacks import (
     Meter,
     StepAgreement,
-    read_metrics,
     sum_over_ranks,
 )
 from pipelines.training.loss import validation_rows
@@ -28,7 +28,7 @@ def step(meter, number, loss=None, max_steps=9):
 
 def lines(path):
     clock = ("seconds", "tokens_per_second")
-    return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(path)]
+    return [{k: v for k, v in line.items() if k not in clock} for line in read_lines(path)]
 
 
 def test_a_line_is_the_mean_over_its_window_and_the_last_step_always_has_one(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPTBigCodeConfig
 
-from pipelines.errors import RecipeError, TrainingError
+from pipelines.errors import RecipeError, StoreError, TrainingError
 from pipelines.training.models import (
     build_model,
     check_targets,
@@ -236,3 +236,14 @@ def test_an_adapter_is_saved_beside_the_merged_model_that_gives_the_same_logits(
         assert torch.allclose(adapted(input_ids=ids).logits, expected, atol=1e-5)
     adapter = tmp_path / "model" / "adapter" / "adapter_model.safetensors"
     assert adapter.stat().st_size < 100_000
+
+
+def test_damaged_weights_of_the_right_size_are_an_error_of_one_line(tmp_path, tokenizer):
+    save_trained(build_model(make_recipe(), tokenizer), tmp_path / "model", tokenizer, "float32")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(b"\xff" * weights.stat().st_size)
+
+    with pytest.raises(StoreError, match="the model cannot be loaded .*; train it again") as error:
+        load_trained(tmp_path / "model")
+
+    assert "\n" not in str(error.value)
