@@ -42,6 +42,7 @@ class SourceModule(Protocol):
 
 MODULES = {
     "repository": "pipelines.sources.repository",
+    "oasst": "pipelines.sources.oasst",
 }
 
 
