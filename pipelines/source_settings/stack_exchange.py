@@ -1,15 +1,39 @@
 """Questions and answers of a Stack Exchange site, from a dump or by the API."""
 
-from typing import ClassVar, Literal
+from datetime import date
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from pipelines.source_settings.every import EverySource
 
 
 class StackExchangeSource(EverySource):
-    """A site such as stats.stackexchange.com; `path` names a dump, else the API is asked."""
+    """A site such as stats.stackexchange.com; `path` names a dump, else the API is asked.
 
-    FETCHES: ClassVar = ("site",)
+    Asked of the API: `tags` (questions with any of them; all where empty), `since` and `until`
+    (days; questions created from the first on, before the second), `api_url` (another server of
+    the API, which may have a private address).
+
+    How it is asked: `page_size` questions per request, `request_delay` seconds between requests,
+    never below `quota_reserve` requests left for the day, known questions asked again for
+    deletions and votes by up to `recheck_requests` requests per refresh, `contact` (address or
+    page of whoever runs the crawl) in the user agent. `allow_partial` reads a first crawl that the
+    quota cut short. A key is taken from STARLOOM_STACK_EXCHANGE_KEY.
+    """
+
+    FETCHES: ClassVar = ("site", "api_url", "tags", "since", "until")
     HAS_DATES: ClassVar = True
 
     type: Literal["stack-exchange"]
     site: str | None = None
+    tags: tuple[str, ...] = ()
+    since: date | None = None
+    until: date | None = None
+    api_url: str = "https://api.stackexchange.com/2.3"
+    page_size: Annotated[int, Field(ge=1, le=100)] = 100
+    request_delay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    quota_reserve: Annotated[int, Field(ge=0)] = 50
+    recheck_requests: Annotated[int, Field(ge=0)] = 50
+    contact: str | None = None
+    allow_partial: bool = False
