@@ -98,7 +98,9 @@ def _read_document(path: Path) -> Iterator[tuple[str, Any]]:
     index, number = start + array, 0
     while (index := skip_space(text, index)) < len(text) or array:
         if array and text.startswith("]", index):
-            break
+            # What follows the array, if anything, is read as values of their own.
+            array, index = False, index + 1
+            continue
         number += 1
         try:
             value, index = decode(text, index)
