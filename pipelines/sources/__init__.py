@@ -43,6 +43,9 @@ class SourceModule(Protocol):
 MODULES = {
     "repository": "pipelines.sources.repository",
     "oasst": "pipelines.sources.oasst",
+    "dataset": "pipelines.sources.dataset",
+    "code-alpaca": "pipelines.sources.dataset",
+    "gpteacher": "pipelines.sources.dataset",
 }
 
 
