@@ -82,11 +82,13 @@ def ask_patiently(
     now: Now,
     patience: Patience | None = None,
     transient: Callable[[Answer], bool] = is_transient,
+    wanted: Callable[[Answer, float], float] | None = None,
 ) -> Exchange:
-    """Ask until there is an answer that is not `transient`; waits double, Retry-After is honoured.
+    """Ask until there is an answer that is not `transient`; waits double.
 
-    Raises SourceError for a permanent failure, after too many attempts and where Retry-After is
-    longer than anybody waits.
+    `wanted` returns the seconds of quiet that an answer (received at a time) asks for, by default
+    those of its Retry-After header. Raises SourceError for a permanent failure, after too many
+    attempts, and where more quiet is wanted than anybody waits for.
     """
     patience = patience or Patience()
     problem = ""
@@ -102,7 +104,7 @@ def ask_patiently(
             if not transient(answer):
                 return answer
             problem = f"HTTP status {answer.status}"
-            asked = retry_after(answer.headers.get("retry-after"), now())
+            asked = (wanted or wanted_quiet)(answer, now())
             if asked > patience.longest_retry_after:
                 raise SourceError(
                     f"{ask.name}: {problem}, and the server wants {asked:.0f} seconds of quiet; "
@@ -116,6 +118,11 @@ def ask_patiently(
         f"{ask.name}: {problem} ({patience.attempts} attempts); what has arrived is kept, "
         "run the same command again later"
     )
+
+
+def wanted_quiet(answer: Answer, now: float) -> float:
+    """Return the seconds of quiet that an answer asks for by its Retry-After header."""
+    return retry_after(answer.headers.get("retry-after"), now)
 
 
 def retry_after(value: str | None, now: float) -> float:

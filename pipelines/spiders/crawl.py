@@ -18,6 +18,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import quote, quote_plus
 
 import scrapy
 from scrapy.crawler import AsyncCrawlerProcess
@@ -228,10 +229,11 @@ def run(asked: dict[str, Any], clock: Clock) -> dict[str, Any]:
 
 def hide_secrets(names: tuple[str, ...]) -> Callable[[str], str]:
     """Return a function that blanks the values of these environment variables in a text."""
-    secrets = [value for name in names if (value := os.environ.get(name))]
+    values = [value for name in names if (value := os.environ.get(name))]
+    secrets = {form for value in values for form in (value, quote(value), quote_plus(value))}
 
     def hide(text: str) -> str:
-        for secret in secrets:
+        for secret in sorted(secrets, key=len, reverse=True):
             text = text.replace(secret, "***")
         return text
 
