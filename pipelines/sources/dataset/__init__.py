@@ -207,8 +207,8 @@ def _open_files(source: DatasetSource, raw: Raw, work: Work, prefix: str) -> lis
             name,
             spooled.get(name, paths[name]),
             kinds[name] if kinds[name] in (PARQUET, ARROW) else LINES,
-            # One file given by itself is all there is, however it is called.
-            None if source.path and Path(source.path).is_file() else split_of(name),
+            # A single file is all there is, however it is called.
+            split_of(name) if len(raw.names) > 1 or source.splits else None,
         )
         for name in raw.names
     ]

@@ -57,7 +57,7 @@ class _Shard:
         if counted[error.reason] <= SAMPLES_PER_REASON:
             name = f"{self.params['id']}:{self.file}:{number}"
             shown = str(error).encode(errors="backslashreplace").decode()
-            detail = f"{self.file}, row {number}: {shown[:300]}"
+            detail = f"row {number}: {shown[:300]}"
             self.rejects.append({"id": name, "reason": error.reason, "detail": detail})
 
 

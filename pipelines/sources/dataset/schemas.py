@@ -173,11 +173,6 @@ def _find_body(head: _Head) -> Schema:
     dialogues = [name for name in head.find(DIALOGUES, list, str) if head.is_dialogue(name)]
     if dialogues:
         return Schema("messages", {"messages": _only(head, dialogues, "messages")})
-    if any(name in head.names for name in TREE):
-        raise SourceError(
-            f"{head.where}: these are messages of a tree (columns: {head.shown}), not dialogues; "
-            "read them with type: oasst"
-        )
     tasks = head.find(["instances"], list)
     if tasks and head.find(["instruction"], str):
         columns = {"prompt": head.names["instruction"], "instances": tasks[0]}
@@ -186,7 +181,13 @@ def _find_body(head: _Head) -> Schema:
     questions = head.find(["question", "prompt", "title"], str)
     if answers and questions and not head.find(ANSWERS, str):
         return Schema("answers", {"prompt": questions[0], "answers": answers[0]})
-    return _find_pair(head) or _find_text(head)
+    pair = _find_pair(head)
+    if pair is None and any(name in head.names for name in TREE):
+        raise SourceError(
+            f"{head.where}: these are messages of a tree (columns: {head.shown}), not dialogues; "
+            "read them with type: oasst"
+        )
+    return pair or _find_text(head)
 
 
 def _find_pair(head: _Head) -> Schema | None:

@@ -11,6 +11,8 @@ import json
 import lzma
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -56,8 +58,8 @@ def holds_lines(path: Path) -> bool:
 
 def _is_object(line: bytes) -> bool:
     try:
-        return bool(json.loads(line.removeprefix(b"\xef\xbb\xbf"))) and line.strip()[:1] == b"{"
-    except (ValueError, RecursionError):
+        return bool(parse_object(line.decode("utf-8")))
+    except UnicodeDecodeError:
         return False
 
 
@@ -110,6 +112,30 @@ def open_plain(path: Path) -> IO[bytes]:
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
     return io.BufferedReader(stream) if compression else cast(IO[bytes], stream)
+
+
+def read_head(path: Path, kind: str, most: int) -> list[dict[str, Any]]:
+    """Return the first rows of a text file that are objects, without turning all of it to lines."""
+    with open_plain(path) as stream:
+        if kind == LINES or (kind == JSON and holds_lines(path)):
+            texts: Iterator[str] = (
+                line.decode("utf-8", "replace")
+                for line in iter(partial(stream.readline, MAX_ROW_BYTES), b"")
+            )
+        else:
+            items = read_document(stream, str(path)) if kind == JSON else read_table(stream, path)
+            texts = (item.text for item in items)
+        rows = (parse_object(text) for text in islice(texts, most))
+        return [row for row in rows if row]
+
+
+def parse_object(text: str) -> dict[str, Any] | None:
+    """Return the object that JSON text holds, None where it holds none."""
+    try:
+        row = json.loads(text.removeprefix("\ufeff"))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _line(item: Item) -> bytes:
