@@ -83,3 +83,29 @@ def metadata_license(metadata: "Message[str, str]") -> str | None:
     classifiers = metadata.get_all("Classifier") or []
     named = [c.split(" :: ")[-1] for c in classifiers if c.startswith("License :: ")]
     return next((name for name in named if name != "OSI Approved"), None)
+
+
+def is_allowed(expression: str, wanted: Iterable[str]) -> bool:
+    """Say whether an SPDX expression can be met by some licenses alone.
+
+    One side of an OR is enough, both of an AND are needed; an exception (WITH) widens a license.
+
+    >>> is_allowed("MIT AND (GPL-2.0-only OR BSD-3-Clause)", ["mit", "BSD-3-Clause"])
+    True
+    """
+    names = {name.lower() for name in wanted}
+    if expression.lower() in names:
+        return True
+    text = re.sub(r"\s+with\s+\S+", "", expression.lower().replace("(", " ( ").replace(")", " ) "))
+    # From the innermost parentheses outward, without recursion; "+" stands for what is met.
+    while inner := re.search(r"\(([^()]*)\)", text):
+        met = "+" if _is_met(inner[1], names) else "-"
+        text = f"{text[: inner.start()]}{met}{text[inner.end() :]}"
+    return _is_met(text, names)
+
+
+def _is_met(text: str, names: set[str]) -> bool:
+    choices = [choice.split(" and ") for choice in re.split(r"\s+or\s+", text.strip())]
+    return any(
+        all((part := both.strip()) == "+" or part in names for both in choice) for choice in choices
+    )

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.engine import ShardReport
 from pipelines.errors import SourceError
-from pipelines.manifest import Counts, sha256_file
+from pipelines.manifest import Counts, canonical, sha256_file
 
 FETCHED = "fetched.json"  # written last: the raw folder of a remote source is complete
 
@@ -25,7 +25,8 @@ class Origin:
     """Where a source comes from.
 
     `blob` is the URL that a path is appended to ("" where only the path is known). `licenses` maps
-    folders below the root to the license of what lies in them, "" being the root.
+    folders below the root to the license of what lies in them, "" being the root. `created` is the
+    time (ISO 8601) of the revision, where it has one.
     """
 
     revision: str
@@ -33,15 +34,22 @@ class Origin:
     blob: str = ""
     author: str | None = None
     licenses: dict[str, str] = field(default_factory=dict)
+    created: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """The raw files of one source, sorted by their path below `root`."""
+    """The raw files of one source, sorted by their path below `root`.
+
+    `passed_over` counts the files that no record is made of, by reason. `hints` are what else the
+    reader knows of the files that their paths and bytes do not say.
+    """
 
     root: Path
     names: tuple[str, ...]
     origin: Origin
+    passed_over: dict[str, int] = field(default_factory=dict)
+    hints: dict[str, Any] = field(default_factory=dict)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -93,8 +101,10 @@ def list_folder(root: Path) -> Iterator[str]:
                 yield path.relative_to(root).as_posix()
 
 
-def select_names(names: Iterable[str], suffix: str, exclude: Iterable[str]) -> tuple[str, ...]:
-    """Return the names with a suffix that match none of the globs, sorted."""
+def select_names(
+    names: Iterable[str], suffix: str | tuple[str, ...], exclude: Iterable[str]
+) -> tuple[str, ...]:
+    """Return the names with a suffix (or one of several) that match none of the globs, sorted."""
     patterns = [glob_pattern(glob) for glob in exclude]
     return tuple(
         sorted(
@@ -127,4 +137,6 @@ def digest_raw(raw: Raw) -> str:
         except OSError:
             content = ""
         digest.update(os.fsencode(name) + b"\0" + content.encode() + b"\n")
+    if raw.passed_over or raw.hints:
+        digest.update(canonical([raw.passed_over, raw.hints]).encode())
     return digest.hexdigest()

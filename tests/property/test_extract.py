@@ -6,7 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.records import clean_text
-from pipelines.sources.extract import Unit, Unusable, extract_units, read_source
+from pipelines.sources.code_files import Unusable, read_source
+from pipelines.sources.extract import Unit, extract_units
 from pipelines.syntax import BadSyntax, parse_python
 
 REASONS = {

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.sources.extract import Skipped, Unit, Unusable, extract_units, read_source
+from pipelines.sources.code_files import Unusable, read_source
+from pipelines.sources.docstrings import strip_doctests
+from pipelines.sources.extract import Form, Skipped, Unit, extract_units
 from pipelines.syntax import BadSyntax, parse_python
 
 SEED_PROMPT = (
@@ -70,12 +72,13 @@ else:
 '''
 
     assert extract(text) == [
-        Unit("Point.x", (4, 7), "The x.", "@property\ndef x(self):\n    \n    return 1"),
+        Unit("Point.x", (4, 7), "The x.", "@property\ndef x(self):\n    \n    return 1", "method"),
         Unit(
             "Point.x#2",
             (9, 16),
             "Set x.\n\n    Indented more.\nBack.",
             "@x.setter\ndef x(self, value):\n    \n    self.y = value",
+            "method",
         ),
         Unit(
             "Point.load",
@@ -83,6 +86,7 @@ else:
             "Load.",
             'async def load(self):\n    \n    def inner():\n        """Inner."""\n'
             "        yield 1\n    return inner",
+            "method",
         ),
         Unit("Point.load.<locals>.inner", (20, 22), "Inner.", "def inner():\n    \n    yield 1"),
         Unit("one", (29, 29), "One.", "def one(): return 1"),
@@ -155,10 +159,20 @@ def test_a_thousand_elif_branches_do_not_exhaust_the_stack():
     [
         (b"\xef\xbb\xbfx = 1\r\ny = 2\r", "x = 1\ny = 2\n"),
         ("# coding: latin-1\ns = 'é'\n".encode(), "# coding: latin-1\ns = 'é'\n"),
+        (
+            "# vim: set fileencoding=latin-1 :\ns = 'é'\n".encode("latin-1"),
+            "# vim: set fileencoding=latin-1 :\ns = 'é'\n",
+        ),
+        (
+            "#!/bin/x\n# -*- coding: euc-jp -*-\ns = '日本'\r\n".encode("euc-jp"),
+            "#!/bin/x\n# -*- coding: euc-jp -*-\ns = '日本'\n",
+        ),
         (b"a = 1\x0c\nb = '\xe2\x80\xa8'\n", "a = 1\x0c\nb = '\u2028'\n"),
     ],
 )
-def test_marks_line_ends_and_coding_lines_are_read_as_utf8(tmp_path, content, text):
+def test_marks_and_line_ends_are_taken_out_and_a_coding_line_is_asked_after_utf8(
+    tmp_path, content, text
+):
     path = tmp_path / "a.py"
     path.write_bytes(content)
 
@@ -171,7 +185,12 @@ def test_marks_line_ends_and_coding_lines_are_read_as_utf8(tmp_path, content, te
         (b"", "empty", "^$"),
         (b" \r\n\t\n", "empty", "^$"),
         (b"x = 1\0", "nul_bytes", "at byte 5"),
-        ("# coding: latin-1\ns = 'é'\n".encode("latin-1"), "not_utf8", "invalid continuation"),
+        ("s = 'é'\n".encode("latin-1"), "not_utf8", "invalid continuation byte at byte 5"),
+        ("# coding: utf-7\ns = 'é'\n".encode("latin-1"), "not_utf8", "invalid continuation"),
+        ("# coding: unicode_escape\n'é'".encode("latin-1"), "not_utf8", "invalid continuation"),
+        ("# coding: nonsense\ns = 'é'".encode("latin-1"), "not_utf8", "invalid continuation"),
+        (b"# coding: cp932\ns = '\xe9'\n", "not_utf8", "invalid continuation"),
+        (b"# coding: shift_jis\ns = '\xe9'\n", "not_utf8", "nor shift_jis: "),
         ("x = 1".encode("utf-16"), "nul_bytes", "at byte 3"),
         (b"x" * 1001, "too_large", "1001 bytes, at most 1000"),
     ],
@@ -236,3 +255,164 @@ def test_how_deep_source_may_nest_does_not_depend_on_the_caller():
 
     assert [verdict(0, s) for s in sources] == [verdict(300, s) for s in sources]
     assert {verdict(0, s) for s in sources} == {"parses", "too_deep"}
+
+
+FORMS = '''\
+@register("p",
+          2)
+class Point:
+    """A point.
+
+    >>> Point(1).x
+    1
+
+    Examples
+    --------
+    >>> Point(2)
+    <Point 2>
+    """
+
+    def __init__(self, x):
+        self.x = x
+
+    def move(self, by):
+        """Move it."""
+
+        # By so much.
+        return Point(self.x + by)
+
+    @overload
+    def scale(self, by: int) -> int: ...
+
+    @typing.overload
+    def scale(self, by: str) -> str:
+        """Never run."""
+
+    def scale(self, by):
+        "Scale it." ; return by
+
+class Empty(Point):
+    """Nothing else."""
+'''
+
+
+def test_the_form_decides_what_is_cut_and_how():
+    form = Form(frozenset({"class", "method"}), "clean", strip_doctests=True)
+
+    units = list(extract_units(FORMS, parse_python(FORMS), form))
+
+    assert units == [
+        Unit(
+            "Point",
+            (1, 32),
+            "A point.",
+            '@register("p",\n          2)\nclass Point:\n' + "\n".join(FORMS.split("\n")[14:32]),
+            "class",
+        ),
+        Unit(
+            "Point.move",
+            (18, 22),
+            "Move it.",
+            "def move(self, by):\n    # By so much.\n    return Point(self.x + by)",
+            "method",
+        ),
+        Skipped("Point.scale", "overload"),
+        Skipped("Point.scale#2", "overload"),
+        Unit(
+            "Point.scale#3", (31, 32), "Scale it.", "def scale(self, by):\n    return by", "method"
+        ),
+        Skipped("Empty", "nothing_but_a_docstring"),
+    ]
+
+
+def test_the_name_of_a_definition_does_not_depend_on_what_else_is_cut():
+    text = 'class f:\n    "A."\n    x = 1\ndef f():\n    "B."\n    return 1\n'
+
+    names = [
+        [unit.name for unit in extract_units(text, parse_python(text), Form(frozenset(kinds)))]
+        for kinds in (["class"], ["function"], ["class", "function"])
+    ]
+
+    assert names == [["f"], ["f#2"], ["f", "f#2"]]
+
+
+def test_what_only_looks_like_a_docstring_is_none():
+    text = "".join(
+        f"def f{number}():\n    {first}\n    return 1\n"
+        for number, first in enumerate(['b"bytes"', 'f"text {1}"', "1", "...", '"a" + "b"', "x"])
+    )
+
+    assert extract(text) == []
+    assert extract('def f():\n    r"""A \\d."""\n    return 1\n')[0].prompt == r"A \d."
+
+
+@pytest.mark.parametrize("form", ["seed", "clean"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'class A:\n\tdef f(self):\n\t\t"""D."""\n\t\tif x:\n\t\t\treturn 1\n',
+        'class A:\n\x0c    def f(self):\n        """D."""\n\x0c        if x:\n            y = 1\n',
+        '\x0c\x0cdef f(self):\n    """D."""\n    return 1\n',
+        'class A:\n  def f(self):\n      """D."""\n      return (1,\n 2)\n',
+        'class A:\n    def f(self):\n    \t"""D."""\n    \treturn 1\n',
+        'class A:\n    @a\n    \n# left\n    async def f(self):\n        "D."\n        return 1\n',
+        'if 1:\n    \\\n  def f():\n        "D."\n        if 1:\n            return 1\n',
+    ],
+)  # fmt: skip
+def test_tabs_form_feeds_and_odd_indentation_keep_the_meaning_or_are_skipped(text, form):
+    tree = parse_python(text)
+    [unit] = extract_units(text, tree, Form(completion=form))
+
+    node = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    node.body = node.body[1:]
+    if isinstance(unit, Skipped):
+        assert unit.reason == "cannot_be_cut"
+    else:
+        assert ast.dump(ast.parse(unit.completion).body[0]) == ast.dump(node)
+        assert unit.prompt == "D."
+
+
+def test_a_function_that_is_nothing_but_doctests_is_skipped_when_they_are_stripped():
+    text = 'def f():\n    """\n    >>> f()\n    1\n    """\n    return 1\n'
+
+    assert list(extract_units(text, parse_python(text), Form(strip_doctests=True))) == [
+        Skipped("f", "nothing_but_doctests")
+    ]
+    assert extract(text)[0].prompt == ">>> f()\n1"
+
+
+@pytest.mark.parametrize(
+    ("docstring", "left"),
+    [
+        ("Add.", "Add."),
+        ("Add.\n\n>>> add(1)\n1\n\nMore.", "Add.\n\nMore."),
+        ("Add.\n\nExamples\n--------\n>>> add(1)\n1\n", "Add."),
+        ("Add.\n\nExamples\n--------\nSo:\n\n>>> add(1)\n", "Add.\n\nExamples\n--------\nSo:"),
+        ("Add.\n\nExample:\n    >>> add(1)\n    1\n\nReturns:\n    B.", "Add.\n\nReturns:\n    B."),
+        ("Add.\n\n>>> for i in x:\n...     add(i)\n<BLANKLINE>\n2\n", "Add."),
+        ("Examples of >>> in text stay.", "Examples of >>> in text stay."),
+        ("Add.\n\n>>> a\n1\n\n>>> b\n2\n\n\n\nEnd.", "Add.\n\nEnd."),
+    ],
+)  # fmt: skip
+def test_sessions_go_with_their_output_and_an_empty_heading(docstring, left):
+    assert strip_doctests(docstring) == left
+
+
+def test_source_nested_three_thousand_deep_is_refused_or_read_but_never_crashes():
+    reasons = []
+    for text in (
+        "(" * 3000 + ")" * 3000,
+        "x = " + "[" * 3000 + "]" * 3000,
+        "x = " + "-" * 3000 + "1",
+        "x" + ".y()" * 3000,
+        "".join(" " * i + "if x:\n" for i in range(3000)) + " " * 3000 + "pass\n",
+        "def f():\n    'D.'\n    return " + "+".join("a" * 3000) + "\n",
+    ):
+        try:
+            list(extract_units(text, parse_python(text)))
+            reasons.append("parses")
+        except BadSyntax as error:
+            reasons.append(error.reason)
+
+    assert set(reasons) <= {"does_not_parse", "too_deep", "parses"}
+    assert reasons[0] == "does_not_parse"

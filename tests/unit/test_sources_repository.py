@@ -71,6 +71,7 @@ def demo_package(tmp_path, monkeypatch):
         "id": "demo",
         "distribution": "demo-package",
         "exclude": ["**/tests/**"],
+        "include_vendored": True,
     }
 
 
@@ -104,7 +105,9 @@ def test_an_installed_distribution_yields_files_and_functions_with_their_provena
         "meta": '{"kind":"function","lines":[3,5],"path":"demo/core.py"}',
     }
     assert rows[1]["text"] == f"import os\n\n{DOCUMENTED}"
-    assert json.loads(rows[1]["meta"]) == {"kind": "file", "lines": [1, 5], "path": "demo/core.py"}
+    assert json.loads(rows[1]["meta"]) == {
+        "kind": "file", "language": "Python", "lines": [1, 5], "path": "demo/core.py",
+    }  # fmt: skip
     counts = manifest.counts
     assert (counts.rows_in, counts.used, counts.rows_out) == (5, 4, 5)
     assert counts.quarantined == {"unreadable": 1}
@@ -226,8 +229,8 @@ def test_the_license_is_the_recipe_s_then_the_file_s_then_the_nearest_folder_s(t
         },
     )
 
-    guessed, _ = collect(tmp_path, folder_source(folder, license=None))
-    named, _ = collect(tmp_path, folder_source(folder, license="MPL-2.0"))
+    guessed, _ = collect(tmp_path, folder_source(folder, license=None, include_vendored=True))
+    named, _ = collect(tmp_path, folder_source(folder, license="MPL-2.0", include_vendored=True))
 
     assert [row["license"] for row in guessed] == [
         "Apache-2.0", "MIT OR Apache-2.0", "see vendored/COPYING.txt",
@@ -344,6 +347,7 @@ def test_params_hold_the_origin_and_digest_of_every_source(tmp_path, demo_packag
         "blob": "https://github.com/demo/demo-package/blob/1.2.3/",
         "author": "Ada Lovelace",
         "licenses": {"": "BSD-3-Clause", "demo/vendored": "MIT"},
+        "created": None,
     }
     assert "path" not in source
     assert len(source["digest"]) == 64
@@ -374,8 +378,10 @@ def test_sources_that_cannot_be_read_here_are_all_listed_at_once(tmp_path):
     recipe = curation_recipe(
         {"type": "repository", "id": "a", "path": str(tmp_path / "file.py")},
         {"type": "repository", "id": "b", "distribution": "scikit-lern"},
-        {"type": "repository", "id": "c", "repository": "scikit-learn/scikit-learn"},
-        {"type": "oasst", "id": "x"},
+        {"type": "repository", "id": "c"},
+        {"type": "repository", "id": "d", "repository": "https://example.org/a/b"},
+        {"type": "repository", "id": "e", "repository": "a/b/tree/main"},
+        {"type": "repository", "id": "f", "path": ".", "extensions": [".go"], "kinds": ["class"]},
         {"type": "repository", "id": "a", "path": str(tmp_path)},
     )
 
@@ -383,15 +389,20 @@ def test_sources_that_cannot_be_read_here_are_all_listed_at_once(tmp_path):
         check_sources(recipe)
 
     assert str(caught.value) == (
-        f"sources.0: path {str(tmp_path / 'file.py')!r} is not a folder here; "
-        "give one with Python files; "
+        f"sources.0: path {str(tmp_path / 'file.py')!r} is neither a folder nor an archive here; "
+        "give a folder of code or a file that ends in .zip, .whl, .tar, .tar.gz, .tgz, .tar.bz2, "
+        ".tbz2, .tar.xz, .txz; "
         "sources.1: distribution 'scikit-lern' is not installed, did you mean 'scikit-learn'?; "
         "install it or name a local `path:`; "
-        "sources.2: fetching from a remote repository is not available in this "
-        "version; name an installed `distribution:` or a local `path:` (or run with data=FOLDER); "
-        "sources.3: source type 'oasst' of source 'x' is not available in this version; "
-        "available: repository; "
-        "sources.4.id: 'a' is taken by another source"
+        "sources.2: nothing to read is named; give `path:` (a folder or an archive), "
+        "`distribution:` (an installed package) or `repository:` (OWNER/NAME on GitHub); "
+        "sources.3: repository 'https://example.org/a/b' is not on github.com; name its server's "
+        "`api_url:` and `raw_url:`, or give a local `path:`; "
+        "sources.4: repository 'a/b/tree/main' is neither OWNER/NAME nor a repository's address; "
+        "give e.g. scikit-learn/scikit-learn, and a branch, tag or commit as `revision:`; "
+        "sources.5: kinds ['class'] are of Python, but extensions are ['.go']; add `file` to kinds;"
+        " "
+        "sources.6.id: 'a' is taken by another source"
     )
 
 
@@ -408,7 +419,7 @@ def test_a_source_that_can_be_read_passes_and_a_path_wins_over_a_distribution(tm
 def test_a_folder_without_python_files_is_an_error_that_says_what_was_excluded(tmp_path):
     folder = write_files(tmp_path / "code", {"tests/a.py": "x = 1\n"})
 
-    with pytest.raises(SourceError, match=r"no Python files in .*code \(exclude: \['tests/\*\*'\]"):
+    with pytest.raises(SourceError, match=r"no .py files in .*code \(exclude: \['tests/\*\*'\]"):
         locate(Source.model_validate(folder_source(folder, exclude=["tests/**"])))
 
 
@@ -424,12 +435,13 @@ def test_the_installed_scikit_learn_yields_thousands_of_functions_that_parse(tmp
     functions = [row for row in rows if row["completion"] is not None]
     files = [row for row in rows if row["text"] is not None]
 
-    assert len(functions) > 2300
-    assert len(files) > 300
+    assert len(functions) > 2100
+    assert len(files) > 250
     assert set(manifest.counts.quarantined) == {"empty"}
+    assert manifest.counts.dropped["vendored"] > 20
     assert len({row["id"] for row in rows}) == len(rows)
     assert len({row["group"] for row in rows}) == len(files) == manifest.counts.used
-    assert {row["license"] for row in rows} == {"BSD-3-Clause", "MIT"}
+    assert {row["license"] for row in rows} == {"BSD-3-Clause"}
     assert {row["author"] for row in rows} == {"scikit-learn developers"}
     for row in functions:
         [node] = ast.parse(row["completion"]).body
