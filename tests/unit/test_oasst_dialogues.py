@@ -13,7 +13,7 @@ from pipelines.source_settings import OasstSource
 from pipelines.sources import check_sources
 from pipelines.sources.oasst import rows as rows_module
 from pipelines.sources.oasst import trees as trees_module
-from pipelines.sources.oasst.rules import code_sign, speaks
+from pipelines.sources.oasst.rules import code_sign, code_words, speaks
 from tests.assets.curation import curation_recipe, rows_of, run_stages, write_files
 from tests.assets.oasst import json_lines, message, nest, oasst_source, read_oasst, spoken
 
@@ -162,10 +162,14 @@ def test_labels_ranks_models_and_signs_of_code_are_summed_up_in_meta(tmp_path):
 
 
 def test_code_shows_by_a_fence_or_by_two_words():
-    assert code_sign(["Hello", "so:\n```py\nx\n```"]) == "fence"
-    assert code_sign(["Is python or c++ better?"]) == "words"
-    assert code_sign(["I saw a python in the zoo"]) is None
-    assert code_sign([]) is None
+    def sign(*texts):
+        return code_sign(code_words(text) for text in texts)
+
+    assert sign("Hello", "so:\n```py\nx\n```") == "fence"
+    assert sign("Is Python or C++ better?") == "words"
+    assert sign("I use Python", "and SQL") == "words"
+    assert sign("I saw a python in the zoo") is None
+    assert sign() is None
 
 
 def test_languages_match_by_tag_or_by_its_first_part():

@@ -18,7 +18,7 @@ from pipelines.engine import Outcome, Params
 from pipelines.manifest import canonical
 from pipelines.records import Row, new_record, write_rows
 from pipelines.sources.oasst.messages import Message
-from pipelines.sources.oasst.rules import code_sign, find_fault, summarize_labels
+from pipelines.sources.oasst.rules import code_sign, code_words, find_fault, summarize_labels
 from pipelines.sources.oasst.trees import Left
 
 UNRANKED = 2**31
@@ -26,12 +26,13 @@ UNRANKED = 2**31
 
 @dataclass(slots=True)
 class Tree:
-    """The surviving messages of one tree: `replies` in the order in which they become rows."""
+    """One tree: `alive` are the messages that survive, `words` those of code in each."""
 
     root: str
     messages: dict[str, Message]
     replies: dict[str, list[str]] = field(default_factory=dict)
     alive: list[str] = field(default_factory=list)  # parents before their replies
+    words: dict[str, set[str]] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -205,6 +206,8 @@ def _count_used(
 
 def _make_records(tree: Tree, paths: Sequence[Sequence[str]], params: Params) -> Iterator[Row]:
     trained: set[str] = set()
+    for name in {name for path in paths for name in path}:
+        tree.words[name] = code_words(tree.messages[name]["text"])
     source, origin = params["id"], params["origin"]
     for path in paths:
         messages = [tree.messages[name] for name in path]
@@ -243,7 +246,7 @@ def _describe(tree: Tree, messages: Sequence[Message], params: Params) -> dict[s
         "ranks": [message["rank"] for message in messages],
         "langs": [message["lang"] for message in messages],
         "labels": summarize_labels(messages),
-        "code": code_sign(message["text"] for message in messages),
+        "code": code_sign(tree.words[message["id"]] for message in messages),
         **({"models": models} if models else {}),
         **({"openai_outputs": True} if params["openai_outputs"] else {}),
     }

@@ -3,19 +3,20 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from pipelines.engine import Params
 from pipelines.sources.oasst.messages import Message
 
 FENCE = re.compile(r"^[ \t]*(?:```|~~~)", re.MULTILINE)
+WORD = re.compile(r"[a-z][a-z+#]*")
 # Words of programming that are rare elsewhere; a dialogue with two different ones is about code.
-WORDS = re.compile(
-    r"\b(?:python|java|javascript|typescript|html|css|sql|bash|linux|git|github|regex|json|yaml|"
-    r"api|compiler|compile|debug|stack ?trace|docker|kubernetes|numpy|pandas|pytorch|tensorflow|"
-    r"haskell|kotlin|golang|rustc|codebase|source code|programming|pseudocode|boolean|"
-    r"for loop|while loop|data structure|recursion|recursive)\b|\bc\+\+|\bc#",
-    re.IGNORECASE,
+CODE_WORDS = frozenset(
+    """
+    python java javascript typescript html css sql bash linux git github regex json yaml api
+    compiler compile debug debugger stacktrace docker kubernetes numpy pandas pytorch tensorflow
+    haskell kotlin golang rustc codebase programming programmer pseudocode boolean recursion
+    recursive c++ c# php perl algorithm refactor backend frontend django flask npm
+    """.split()
 )
 
 
@@ -73,15 +74,19 @@ def summarize_labels(messages: Iterable[Message]) -> dict[str, list[float]]:
     return {name: [min(values), max(values)] for name, values in found.items()}
 
 
-def code_sign(texts: Iterable[str]) -> str | None:
-    """Say by what a dialogue shows to be about code: a "fence", two "words", or None.
+def code_words(text: str) -> set[str]:
+    """Return the words of programming in a text, "```" for a fence.
 
-    >>> code_sign(["How does a for loop end in Python?"])
-    'words'
+    >>> sorted(code_words("Is Python or C++ better?"))
+    ['c++', 'python']
     """
-    words: set[Any] = set()
-    for text in texts:
-        if FENCE.search(text):
-            return "fence"
-        words.update(found.lower() for found in WORDS.findall(text))
+    found = set(CODE_WORDS.intersection(WORD.findall(text.lower())))
+    return found | {"```"} if FENCE.search(text) else found
+
+
+def code_sign(found: Iterable[set[str]]) -> str | None:
+    """Say by what a dialogue shows to be about code: a "fence", two "words", or None."""
+    words = set().union(*found)
+    if "```" in words:
+        return "fence"
     return "words" if len(words) > 1 else None
