@@ -11,6 +11,7 @@ import click
 
 from flows.services import (
     POOLS,
+    ROOT,
     SERVER,
     Services,
     api_url,
@@ -23,6 +24,8 @@ from pipelines.errors import ServiceError, StarloomError
 from pipelines.plan import data_root
 from pipelines.runs import find_run
 from pipelines.store import locked
+
+RECIPES = ROOT / "pipelines" / "recipes"
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -161,6 +164,39 @@ def _show_runs(client: "SyncPrefectClient") -> None:
         click.echo("run      none yet: prefect deployment run finetune/quickstart --watch")
 
 
+@click.command()
+@click.argument("name")
+@click.option("--from", "origin", required=True, metavar="PATH|REPOSITORY|HUB_ID")
+@click.option("--revision", help="Tag, branch or commit of a repository or hub dataset.")
+@click.option("--license", "license_", metavar="SPDX", help="License of rows that name none.")
+@click.option("--gpu/--cpu", default=None, help="Which model to train; by default what is here.")
+def new(
+    name: str, origin: str, revision: str | None, license_: str | None, gpu: bool | None
+) -> None:
+    """Write a recipe and deployment for your data.
+
+    NAME is the recipe's; its data is a local file or folder, a GitHub repository
+    (https://github.com/OWNER/NAME) or a hub dataset (OWNER/NAME).
+    """
+    from flows.deployments import PROJECT_FILE
+    from pipelines.preflight import count_gpus
+    from pipelines.scaffold import add_deployment, check_name, recipe_text, write_recipe
+    from pipelines.sources.origins import find_origin
+
+    check_name(name, RECIPES)
+    found = find_origin(origin, name, revision=revision, license_=license_)
+    text = recipe_text(name, found.source, found.body, gpu=count_gpus() > 0 if gpu is None else gpu)
+    recipe = write_recipe(name, text, RECIPES)
+    add_deployment(PROJECT_FILE, recipe)
+    click.echo(f"recipe   {RECIPES / name}.yaml ({found.summary})")
+    services = Services.load(data_root() / "state")
+    if healthy(services.port):
+        click.echo(f"deployed {_fill_server(services)}")
+    else:
+        click.echo("deploy   starloom up")
+    click.echo(f"run      prefect deployment run finetune/{name} --watch, or starloom run {name}")
+
+
 def connect(port: int) -> "SyncPrefectClient":
     """Return a client of the server on this machine, whatever PREFECT_API_URL or profile says."""
     from prefect.client.orchestration import SyncPrefectClient
@@ -173,4 +209,4 @@ def ui_url(port: int) -> str:
     return api_url(port).removesuffix("/api")
 
 
-commands = [up, down, status]
+commands = [up, down, status, new]

@@ -179,6 +179,43 @@ def doctor(recipe: str, data: str | None, overrides: tuple[str, ...], smoke: boo
 
 
 @starloom.command()
+@click.argument("path")
+@click.option("--limit", default=3, show_default=True, type=click.IntRange(1), help="Records.")
+def preview(path: str, limit: int) -> None:
+    """Show what would be read of a file or folder.
+
+    Its type and columns, the first records, what is wrong with which rows, and the
+    lines for a recipe.
+    """
+    from pipelines.sources.preview import preview as show
+
+    click.echo(show(path, limit=limit))
+
+
+@starloom.command()
+@click.argument("source")
+@click.option("--since", required=True, metavar="DAY", help="First day, e.g. 2024-01-01 (UTC).")
+@click.option("--until", required=True, metavar="DAY", help="The day after the last.")
+@click.option(
+    "--window", default="month", show_default=True, type=click.Choice(["day", "week", "month"])
+)
+@click.option("--recipe", help="Take the source as this recipe has it.")
+def backfill(source: str, since: str, until: str, window: str, recipe: str | None) -> None:
+    """Fetch a source's past, window by window.
+
+    What was fetched before is passed over, so the same command goes on after a stop.
+    """
+    from pipelines.sources.backfill import backfill as fetch_windows
+    from pipelines.sources.backfill import find_sources, parse_date
+
+    span = parse_date(since), parse_date(until)
+    for found in find_sources(source, [recipe] if recipe else None):
+        for each, fetched in fetch_windows(found, *span, step=window):
+            what = "fetched before" if fetched is None else fetched.summary
+            click.echo(f"{each.since:%Y-%m-%d} to {each.until:%Y-%m-%d}  {what}")
+
+
+@starloom.command()
 def follow() -> None:
     """Show trainings as they run (Ctrl-C ends it)."""
     from pipelines.follow import follow as progress

@@ -132,6 +132,16 @@ def preview(path: str | Path, *, limit: int = 3, settings: Mapping[str, Any] | N
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def read_sample(source: Source, limit: int) -> list[Row]:
+    """Return the first records that a source yields."""
+    module = get_source(source)
+    raw = module.locate(source)
+    with tempfile.TemporaryDirectory(prefix="starloom-sample-") as folder:
+        work = Work(Path(folder))
+        made = module.read(source, raw, work, _given(source, raw, limit))
+        return _first_records(made, work, limit)
+
+
 def _validate(entry: Mapping[str, Any]) -> Source:
     adapter: TypeAdapter[Source] = TypeAdapter(Source)
     try:

@@ -1,0 +1,98 @@
+"""What `starloom new --from` is given: files, folders, repositories, hub datasets, or nothing."""
+
+import json
+
+import pytest
+
+from pipelines.errors import SourceError
+from pipelines.recipe import load_recipe
+from pipelines.scaffold import recipe_text, write_recipe
+from pipelines.sources.origins import find_origin
+from tests.assets.made_sources import make_source
+
+ROWS = [{"question": f"What is {n} plus {n}?", "answer": f"It is {2 * n}."} for n in range(5)]
+TALK = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "type_", "body"),
+    [
+        ("oasst", "oasst", "messages"),
+        ("code-alpaca", "dataset", "prompt"),
+        ("stack-exchange", "stack-exchange", "prompt"),
+        ("scikit-learn", "repository", "code"),
+    ],
+)
+def test_local_data_is_recognized_and_its_recipe_reads_it(tmp_path, recipe, type_, body):
+    path = make_source(recipe, tmp_path / "raw")
+
+    found = find_origin(str(path), "mine", license_="PSF-2.0")
+
+    assert (found.source["type"], found.body) == (type_, body)
+    assert {key: found.source[key] for key in ("id", "path", "license")} == {
+        "id": "mine", "path": str(path), "license": "PSF-2.0",
+    }  # fmt: skip
+    text = recipe_text("mine", found.source, found.body, gpu=False)
+    assert write_recipe("mine", text, tmp_path).sources[0].path == str(path)
+
+
+@pytest.mark.parametrize(
+    ("row", "body"),
+    [(ROWS[0], "prompt"), ({"messages": TALK}, "messages"), ({"text": "x = 1\n" * 9}, "text")],
+)
+def test_the_body_of_the_rows_decides_the_template(tmp_path, row, body):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+
+    assert find_origin(str(path), "mine").body == body
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://github.com/scikit-learn/scikit-learn",
+        "github.com/scikit-learn/scikit-learn.git",
+        "git@github.com:scikit-learn/scikit-learn.git",
+    ],
+)
+def test_a_repository_is_named_by_its_address(tmp_path, origin):
+    found = find_origin(origin, "sk", revision="1.9.0")
+
+    assert found.source == {
+        "type": "repository", "id": "sk", "repository": "scikit-learn/scikit-learn",
+        "revision": "1.9.0", "allow_unlicensed": True,
+    }  # fmt: skip
+    assert found.body == "code"
+    write_recipe("sk", recipe_text("sk", found.source, found.body, gpu=True), tmp_path)
+    assert load_recipe(str(tmp_path / "sk.yaml")).sources[0].revision == "1.9.0"
+
+
+def test_a_hub_dataset_is_pinned_to_its_commit_and_fetched_once(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    (snapshot / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    monkeypatch.setenv("STARLOOM_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "dataset_info", lambda *_, **__: type("Info", (), {"sha": "a" * 40})
+    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
+
+    found = find_origin("ada/questions", "qa")
+
+    assert found.source == {
+        "type": "dataset", "id": "qa", "dataset": "ada/questions", "revision": "a" * 40,
+        "allow_unlicensed": True,
+    }  # fmt: skip
+    assert found.body == "prompt"
+
+
+def test_nothing_at_all_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(SourceError, match="no such file or folder here, and neither a GitHub"):
+        find_origin("./nowhere", "mine")
+    with pytest.raises(SourceError, match="nothing here is known as code"):
+        find_origin(str(tmp_path / "empty"), "mine")
