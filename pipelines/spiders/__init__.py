@@ -3,7 +3,7 @@
 What a spider asks and what it makes of the answers is a plain generator (a conversation), so that
 it can be tested on an invented clock and network; Scrapy carries the requests. A spider module has
 
-    SECRETS: tuple[str, ...]      # names of the environment variables it may read
+    SECRETS: tuple[str, ...]      # names of the environment variables it reads keys from
     def converse(request: dict, folder: Path, now: Callable[[], float]) -> Conversation: ...
 
 where `converse` writes below `folder` (each file whole or not at all), resumes from what it finds
@@ -17,7 +17,7 @@ there, raises SourceError, and returns what `run_spider` returns (plain JSON val
 A source starts it with
 
     from pipelines.spiders.launch import run_spider
-    done = run_spider("stack-exchange", {"site": "stats", "trusted": []}, folder)
+    done = run_spider("stack-exchange", {"site": "stats", "trusted": []}, folder, secrets=SECRETS)
 
 `request` holds JSON values; these keys are read by the crawl itself, all optional:
 `trusted` (list of URLs that the user named, whose host may have a private address), `delay`

@@ -1,8 +1,9 @@
 """One crawl in a process of its own: `python -m pipelines.spiders.crawl`.
 
 The first line of stdin is the request as JSON: {"spider", "folder", "result", "request"}. The
-result file gets {"done": {...}} or {"error": "..."}. When stdin closes (the parent died, however
-it died) or on SIGTERM the crawl stops after the request in flight.
+result file gets {"done": {...}} or {"error": "..."}, and is not written where the spider crashed.
+When stdin closes (the parent died, however it died) or on SIGTERM the crawl stops: what is in
+flight has a second left, what has arrived is stored, because a conversation stores at once.
 """
 
 import asyncio
@@ -15,10 +16,9 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote, quote_plus
 
 import scrapy
 from scrapy.crawler import AsyncCrawlerProcess
@@ -38,7 +38,7 @@ from pipelines.spiders.settings import MAX_BYTES, scrapy_settings
 from pipelines.store import write_atomic
 
 STOPPED = "the crawl was stopped; what has arrived is kept, run the same command again to go on"
-GRACE_SECONDS = 10
+GRACE_SECONDS = 1
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -127,6 +127,7 @@ class ConversationSpider(scrapy.Spider):  # type: ignore[misc]
             wait.cancel()
 
     def _request(self, ask: Ask) -> scrapy.Request:
+        refused_hosts.clear()
         return scrapy.Request(
             ask.url,
             headers=ask.headers,
@@ -209,63 +210,45 @@ def _name_connection(text: str) -> Failed:
 
 
 def run(asked: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """Run the crawl that was asked for to its end or its stop; return the outcome."""
+    """Run the crawl that was asked for to its end or its stop.
+
+    Returns the outcome, which is empty where the spider crashed: the log says with what.
+    """
     module = importlib.import_module(SPIDERS[asked["spider"]])
     request = asked["request"]
-    hide = hide_secrets(module.SECRETS)
     folder = Path(asked["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     process = AsyncCrawlerProcess(scrapy_settings(request))
-    _log_progress(hide)
+    _log_progress()
     crawler = process.create_crawler(ConversationSpider)
     max_bytes = int(request.get("max_bytes", MAX_BYTES))
     conversation = module.converse(request, folder, clock.now)
     process.crawl(crawler, conversation=conversation, clock=clock, max_bytes=max_bytes)
-    _stop_on_signals(crawler)
+    _stop_on_signals(crawler, Path(asked["result"]))
     process.start(install_signal_handlers=False)
-    outcome = crawler.spider.outcome or {"error": "the crawl ended without a result"}
-    return {name: hide(text) if name == "error" else text for name, text in outcome.items()}
+    outcome: dict[str, Any] | None = crawler.spider.outcome
+    return outcome or {}
 
 
-def hide_secrets(names: tuple[str, ...]) -> Callable[[str], str]:
-    """Return a function that blanks the values of these environment variables in a text."""
-    values = [value for name in names if (value := os.environ.get(name))]
-    secrets = {form for value in values for form in (value, quote(value), quote_plus(value))}
-
-    def hide(text: str) -> str:
-        for secret in sorted(secrets, key=len, reverse=True):
-            text = text.replace(secret, "***")
-        return text
-
-    return hide
-
-
-class _Hiding(logging.Formatter):
-    def __init__(self, layout: str, hide: Callable[[str], str]) -> None:
-        super().__init__(layout)
-        self._hide = hide
-
-    def format(self, record: logging.LogRecord) -> str:
-        return self._hide(super().format(record))
-
-
-def _log_progress(hide: Callable[[str], str]) -> None:
-    """Send the spiders' own messages to stdout; keep secrets out of all logs."""
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(_Hiding("%(name)s: %(message)s", hide))
+def _log_progress() -> None:
+    """Send the spiders' own messages to stdout."""
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Hiding("progress %(message)s", hide))
+    handler.setFormatter(logging.Formatter("progress %(message)s"))
     spiders = logging.getLogger("pipelines.spiders")
     spiders.setLevel(logging.INFO)
     spiders.addHandler(handler)
 
 
-def _stop_on_signals(crawler: Any) -> None:
+def _stop_on_signals(crawler: Any, result: Path) -> None:
     """Stop on SIGTERM and SIGINT, and when stdin closes; end for good after the grace."""
     loop = asyncio.get_event_loop()
 
+    def end() -> None:
+        write_result(result, {"error": STOPPED})
+        os._exit(1)
+
     def stop() -> None:
-        loop.call_later(GRACE_SECONDS, os._exit, 1)
+        loop.call_later(GRACE_SECONDS, end)
         if crawler.spider is not None:
             crawler.spider.stop()
 
@@ -282,8 +265,15 @@ def main(clock: Clock | None = None) -> int:
     """Read the request from stdin, run it, write the result file."""
     asked = json.loads(sys.stdin.readline())
     outcome = run(asked, clock or SystemClock())
-    write_atomic(Path(asked["result"]), json.dumps(outcome))
+    if outcome:
+        write_result(Path(asked["result"]), outcome)
     return 0 if "done" in outcome else 1
+
+
+def write_result(path: Path, outcome: dict[str, Any]) -> None:
+    """Write the result file, unless the parent that wanted it is gone with its folder."""
+    if path.parent.is_dir():
+        write_atomic(path, json.dumps(outcome))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ TRUSTED = "STARLOOM_TRUSTED"  # setting: list of [host, port] whose address is n
 PORTS = {"http": 80, "https": 443}
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
-refused_hosts: dict[str, str] = {}  # host: its address; the process serves one crawl
+refused_hosts: dict[str, str] = {}  # host: its address; since the last request of the crawl
 
 
 class Refused(IgnoreRequest):  # type: ignore[misc]

@@ -7,8 +7,10 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 from pipelines.errors import SourceError
 from pipelines.fingerprint import ROOT
@@ -47,17 +49,33 @@ def run_spider(
             "result": str(result),
             "request": request,
         }
-        lines = _run(asked, secrets, program)
+        hide = hide_secrets(secrets)
+        lines = _run(asked, secrets, program, hide)
         outcome = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
     if "error" in outcome:
-        raise SourceError(outcome["error"])
+        raise SourceError(hide(outcome["error"]))
     if "done" not in outcome:
         raise SourceError(f"spider {name!r} crashed: {' | '.join(lines) or 'no output'}")
     done: dict[str, Any] = outcome["done"]
     return done
 
 
-def _run(asked: dict[str, Any], secrets: tuple[str, ...], program: str) -> list[str]:
+def hide_secrets(names: tuple[str, ...]) -> Callable[[str], str]:
+    """Return a function that blanks the values of environment variables in a text."""
+    values = [value for name in names if (value := os.environ.get(name))]
+    forms = {form for value in values for form in (value, quote(value), quote_plus(value))}
+
+    def hide(text: str) -> str:
+        for form in sorted(forms, key=len, reverse=True):
+            text = text.replace(form, "***")
+        return text
+
+    return hide
+
+
+def _run(
+    asked: dict[str, Any], secrets: tuple[str, ...], program: str, hide: Callable[[str], str]
+) -> list[str]:
     """Run the process to its end, passing on its progress; return its last lines."""
     names = {*ENVIRONMENT, *secrets}
     process = subprocess.Popen(
@@ -79,7 +97,7 @@ def _run(asked: dict[str, Any], secrets: tuple[str, ...], program: str) -> list[
         process.stdin.write(json.dumps(asked) + "\n")
         process.stdin.flush()
         for line in process.stdout:
-            text = line.strip()
+            text = hide(line.strip())
             if text.startswith("progress "):
                 logger.info("fetch      %s", text.removeprefix("progress "))
             elif text:

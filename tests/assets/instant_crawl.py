@@ -1,12 +1,12 @@
 """The crawl's process on a clock that never waits, with a spider that visits a list of pages."""
 
 import asyncio
-import json
 import os
 import sys
 import time
 from pathlib import Path
 
+from pipelines.errors import SourceError
 from pipelines.spiders import SPIDERS, crawl
 from pipelines.spiders.conversation import Ask, Patience, ask_patiently
 
@@ -28,17 +28,22 @@ class InstantClock:
 
 
 def converse(request, folder, now):
-    """Ask for each page in turn; return what came, and the time that was waited on the way."""
-    started, came = now(), []
+    """Ask for each page in turn; return what came of it, and what was waited on the way."""
+    came = []
     for number, page in enumerate(request["pages"]):
+        started = now()
         ask = Ask(page, request.get("headers", {}))
-        answer = yield from ask_patiently(ask, now, Patience(attempts=request.get("attempts", 3)))
-        Path(folder, f"{number}.bin").write_bytes(answer.body)
-        came.append({"status": answer.status, "bytes": len(answer.body), "url": answer.url})
-    secret = os.environ.get(SECRETS[0])
-    if request.get("leak"):
-        sys.stderr.write(json.dumps(dict(os.environ)) + "\n")
-    return {"pages": came, "waited": round(now() - started), "secret": bool(secret)}
+        try:
+            patience = Patience(attempts=request.get("attempts", 3))
+            answer = yield from ask_patiently(ask, now, patience)
+        except SourceError as error:
+            came.append(str(error).removeprefix(f"{page}: "))
+        else:
+            Path(folder, f"{number}.bin").write_bytes(answer.body)
+            came.append([answer.status, len(answer.body), round(now() - started)])
+    if request.get("crash"):
+        raise RuntimeError(f"a bug, told {os.environ.get(SECRETS[0])}")
+    return {"pages": came, "environment": sorted(os.environ)}
 
 
 if __name__ == "__main__":
