@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from pipelines.section import Count
 from pipelines.source_settings.every import EverySource
 
 
@@ -20,6 +21,12 @@ class StackExchangeSource(EverySource):
     deletions and votes by up to `recheck_requests` requests per refresh, `contact` (address or
     page of whoever runs the crawl) in the user agent. `allow_partial` reads a first crawl that the
     quota cut short. A key is taken from STARLOOM_STACK_EXCHANGE_KEY.
+
+    Which questions become records, whatever way they came: `tags` (any of them), `since` and
+    `until` as above, `min_question_score`, `closed_questions` and `duplicate_questions` (dumps
+    with PostLinks.xml only) kept or dropped. Which of their answers: `select` the accepted one,
+    the best by score, the best `top_k`, or all, with `min_answer_score` or more. With `pairs` a
+    record is a selected answer and in its `meta` a worse one, `max_pairs` of a question at most.
     """
 
     FETCHES: ClassVar = ("site", "api_url", "tags", "since", "until")
@@ -37,3 +44,11 @@ class StackExchangeSource(EverySource):
     recheck_requests: Annotated[int, Field(ge=0)] = 50
     contact: str | None = None
     allow_partial: bool = False
+    select: Literal["accepted", "best", "top-k", "all"] = "accepted"
+    top_k: Count = 3
+    min_question_score: int | None = None
+    min_answer_score: int | None = None
+    closed_questions: Literal["keep", "drop"] = "keep"
+    duplicate_questions: Literal["keep", "drop"] = "keep"
+    pairs: bool = False
+    max_pairs: Count = 10

@@ -46,6 +46,7 @@ MODULES = {
     "dataset": "pipelines.sources.dataset",
     "code-alpaca": "pipelines.sources.dataset",
     "gpteacher": "pipelines.sources.dataset",
+    "stack-exchange": "pipelines.sources.stack_exchange",
 }
 
 
