@@ -1,0 +1,242 @@
+r"""Inline text for Markdown: entities, escapes, code spans, fences and link targets.
+
+Escapes appear only where the text would otherwise change its meaning under CommonMark with GFM
+tables and strikethrough: `snake_case`, `5 * 3`, `a < b` and `C:\dir` stay as they are. Whether a
+lone `*`, `_`, `~~` or backtick pairs with another one is known only when its block is complete;
+until then `RISKY` stands in front of it and `settle_escapes` decides. MathJax (`$...$`,
+`$$...$$`, `\(...\)`, `\[...\]`, `\begin{x}...\end{x}`) is kept byte for byte.
+"""
+
+import html
+import re
+from itertools import pairwise
+
+# Both are replaced in the input before anything else happens, so neither is ever the author's.
+CHUNK = "\x00"
+RISKY = "\x01"
+
+# A single dollar counts as math by pandoc's rule (no blank inside the marks, no digit behind) or
+# when the text between reads like TeX; prices and shell variables are left alone.
+_PLAIN = r"(?:[^\x00\\]++|\\(?!begin\{|end\{))*+"
+_BEGIN, _END = r"\\begin\{[a-zA-Z]{1,20}\*?\}", r"\\end\{[a-zA-Z]{1,20}\*?\}"
+# Every alternative stops at the next mark of its own kind, so a failed try costs no second look.
+MATH = re.compile(
+    r"(\$\$[^\x00$]++\$\$"
+    rf"|{_BEGIN}{_PLAIN}(?:{_BEGIN}{_PLAIN}{_END}{_PLAIN})*+{_END}"
+    r"|\\\$[^\x00$\\]*+(?:\\[^\x00$][^\x00$\\]*+)*+\\\$"
+    r"|\\\((?:[^\x00\\]++|\\[^\x00()])*+\\\)"
+    r"|\\\[(?:[^\x00\\]++|\\[^\x00\[\]])*+\\\]"
+    r"|(?<![\\$])\$(?=[^\s$])[^\x00$]*+(?<![\s\\])\$(?![\d$])"
+    r"|(?<![\\$])\$[^\x00$\\^_{]*+[\\^_{][^\x00$]*+\$)"
+)
+_STAR = re.compile(r"\*(?=\S)|(?<=\S)\*")
+_UNDERSCORE = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")
+_BACKSLASH = re.compile(r"\\(?=[!-#%-/:-@\[-`{-~\n\x00])")
+_ANGLE = re.compile(r"<(?=/?[A-Za-z][A-Za-z0-9-]*+(?:[\s/>:@.+\x00]|$)|[!?])")
+_ENTITY = re.compile(r"&(?=#[0-9]{1,7};|#[xX][0-9a-fA-F]{1,6};|[A-Za-z][A-Za-z0-9]*;)")
+_BRACKET = re.compile(r"\](?=[(\x00])")
+_BLANKS = re.compile(r"[ \t\f]*\n[ \t\n\f]*|[ \t\f]{2,}|[\t\f]")
+_LINE_START = re.compile(
+    r"^[ \t]*(?:(#{1,6}(?=[ \t\n]|$)|>|[-+*](?=[ \t\n]|$)|[=|:-][ \t=|:-]*$|~~~"
+    r"|\[[^\]\n]{1,999}\]:)|(\d{1,9})(?=[.)](?:[ \t\n]|$)))",
+    re.MULTILINE,
+)
+_BRACKETS = re.compile(r"\\.|[\[\]]", re.DOTALL)
+_ODD_URL = re.compile(r"[\x00-\x20<>\\\x7f]")
+_STARTS = frozenset("#>-+*=|:~[0123456789")
+
+
+def unescape(text: str) -> str:
+    """Return the text with character references decoded, as html.unescape does, but faster."""
+    text = (
+        text.replace("&quot;", '"').replace("&gt;", ">").replace("&lt;", "<").replace("&#39;", "'")
+    )
+    if "&" in text:
+        text = html.unescape(text)
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def prepare_prose(chunks: list[str]) -> tuple[list[str], bool]:
+    """Decode, escape and tidy all text outside code at once; return it and whether it is risky."""
+    text = CHUNK.join(chunks)
+    if "&" in text:
+        text = unescape(text)
+    if "$" in text or "\\" in text:
+        pieces = MATH.split(text)
+        for at in range(0, len(pieces), 2):  # text, math, text, ...
+            pieces[at] = _escape(pieces[at])
+        text = "".join(pieces)
+    else:
+        text = _escape(text)
+    return text.split(CHUNK), RISKY in text
+
+
+def _escape(text: str) -> str:
+    if "\\" in text:
+        text = _BACKSLASH.sub(r"\\\\", text)
+    if "&" in text:
+        text = _ENTITY.sub(r"\\&", text)
+    if "*" in text:
+        text = _STAR.sub(f"{RISKY}*", text)
+    if "_" in text:
+        text = _UNDERSCORE.sub(_mark_each, text)
+    if "`" in text:
+        text = text.replace("`", f"{RISKY}`")
+    if "~~" in text:
+        text = text.replace("~~", f"{RISKY}~~")
+    if "<" in text:
+        text = _ANGLE.sub(r"\\<", text)
+    if "](" in text or "]\x00" in text:
+        text = _BRACKET.sub(_escape_bracket, text)
+    if "  " in text or "\t" in text or " \n" in text or "\n " in text or "\f" in text:
+        text = _BLANKS.sub(_collapse, text)
+    return text
+
+
+def _mark_each(match: re.Match[str]) -> str:
+    return f"{RISKY}_" * len(match[0])
+
+
+def _escape_bracket(match: re.Match[str]) -> str:
+    follows = match.string[match.end() : match.end() + 2]
+    return "\\]" if follows[0] == "(" or follows == "\x00(" else "]"
+
+
+def _collapse(match: re.Match[str]) -> str:
+    return "\n" if "\n" in match[0] else " "
+
+
+def settle_escapes(block: str) -> str:
+    """Escape the risky marks of a finished block that could pair; leave a lone one as it is."""
+    for mark in ("*", "_", "`", "~~"):
+        risky = RISKY + mark
+        count = block.count(risky)
+        if count:
+            alone = count == 1 and (mark == "_" or block.count(mark) == 1)
+            block = block.replace(risky, mark if alone else f"\\{mark}")
+    return block
+
+
+def escape_line_starts(block: str) -> str:
+    """Escape what would open a heading, quote, list, rule, table or reference; not in math."""
+    if block[0] not in _STARTS and "\n" not in block:
+        return block
+    if "\n" in block:
+        if "\n\n" in block:
+            block = re.sub(r"\n{2,}", "\n", block)
+        if "$" in block or "\\" in block:
+            return _outside_math(block)
+    return _LINE_START.sub(_escape_start, block)
+
+
+def _outside_math(block: str) -> str:
+    spans = [match.span() for match in MATH.finditer(block)]
+    # Dropping the spans a match starts in needs one pass: both come in order of position.
+    result, done, at = [], 0, 0
+    for match in _LINE_START.finditer(block):
+        while at < len(spans) and spans[at][1] <= match.start():
+            at += 1
+        if at < len(spans) and spans[at][0] < match.start():
+            continue
+        result += [block[done : match.start()], _escape_start(match)]
+        done = match.end()
+    return "".join([*result, block[done:]])
+
+
+def _escape_start(match: re.Match[str]) -> str:
+    return f"\\{match[1]}" if match[1] else f"{match[2]}\\"
+
+
+def code_span(code: str) -> str:
+    """Return inline code: delimiters longer than any run of backticks inside, line ends blank."""
+    if "\n" in code:
+        code = code.replace("\n", " ")
+    if "`" not in code:
+        if code[:1] != " " or code[-1:] != " " or not code.strip(" "):
+            return f"`{code}`" if code else ""
+        return f"` {code} `"
+    marks = "`" * (longest_run(code) + 1)
+    pad = " " if code[0] in " `" or code[-1] in " `" else ""
+    return f"{marks}{pad}{code}{pad}{marks}"
+
+
+def fenced_block(code: str, language: str) -> str:
+    """Return a fenced code block; one line end of the code is the one before the closing fence."""
+    marks = "```"
+    if marks in code:
+        marks = "`" * (longest_run(code) + 1)
+    if code[-1:] == "\n":
+        return f"{marks}{language}\n{code}{marks}"
+    return f"{marks}{language}\n{code}\n{marks}"
+
+
+def longest_run(code: str) -> int:
+    """Return the length of the longest run of backticks."""
+    return max(len(run) for run in re.findall("`+", code))
+
+
+def link_target(url: str, title: str) -> str:
+    """Return what stands between the parentheses of a link or an image."""
+    url = url.strip(" \t\n\f")
+    if url[:5] in ("data:", "DATA:"):
+        url = ""
+    url = _ODD_URL.sub(_percent, url)
+    if ("(" in url or ")" in url) and not balanced(url, "(", ")"):
+        url = f"<{url}>"
+    if not title:
+        return url
+    quoted = _BLANKS.sub(" ", title).replace("\\", "\\\\").replace('"', '\\"')
+    return f'{url} "{quoted}"'
+
+
+def _percent(match: re.Match[str]) -> str:
+    return f"%{ord(match[0]):02X}"
+
+
+def escape_label(text: str) -> str:
+    """Return the alternative text of an image, decoded and escaped, on one line."""
+    chunks, risky = prepare_prose([text])
+    label = chunks[0].replace("\n", " ").strip(" ")
+    if risky:
+        label = settle_escapes(label)
+    return escape_brackets([label]) if "[" in label or "]" in label else label
+
+
+def balanced(text: str, opening: str, closing: str) -> bool:
+    """Return whether each opening bracket has its closing one, in order, at most 30 deep."""
+    depth = 0
+    for mark in re.findall(f"[{re.escape(opening + closing)}]", text):
+        depth += 1 if mark == opening else -1
+        if not 0 <= depth <= 30:
+            return False
+    return depth == 0
+
+
+def escape_brackets(parts: list[str]) -> str:
+    """Return the joined parts of a link's text, square brackets without a partner escaped.
+
+    Parts with code in them stay as they are: a code span binds tighter than brackets.
+    """
+    open_ones: list[tuple[int, int]] = []
+    lone: dict[int, list[int]] = {}
+    for at, part in enumerate(parts):
+        if "`" in part:
+            continue
+        for match in _BRACKETS.finditer(part):
+            if match[0] == "[":
+                open_ones.append((at, match.start()))
+            elif match[0] == "]" and open_ones:
+                open_ones.pop()
+            elif match[0] == "]":
+                lone.setdefault(at, []).append(match.start())
+    for at, start in open_ones:
+        lone.setdefault(at, []).append(start)
+    return "".join(
+        _insert_backslashes(part, sorted(lone[at])) if at in lone else part
+        for at, part in enumerate(parts)
+    )
+
+
+def _insert_backslashes(text: str, places: list[int]) -> str:
+    cuts = [0, *places, len(text)]
+    return "\\".join(text[a:b] for a, b in pairwise(cuts))
