@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from pipelines.errors import SourceError
 from pipelines.source_settings import RepositorySource
 from pipelines.sources.checkout import ATTRIBUTES_FILE
 from pipelines.sources.fetch import fetched_folder
@@ -89,6 +90,11 @@ def find_fetched(source: RepositorySource) -> tuple[Path, list[str], Origin, dic
 
     folder = fetched_folder(source)
     state = read_commit(folder)
+    if not state:
+        raise SourceError(
+            f"source {source.id!r}: {folder} holds no finished commit; remove that folder and run "
+            "the same command again"
+        )
     root = folder / state["sha"]
     files = list(state["files"])
     page = state["page"] or f"https://github.com/{state['name']}"

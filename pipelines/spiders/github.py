@@ -48,14 +48,13 @@ def converse(request: dict[str, Any], folder: Path, now: Now) -> Conversation:
         if number % 100 == 0:
             logger.info("%s: file %d of %d", commit["name"], number + 1, len(missing))
         path = f"/{commit['name']}/{commit['sha']}/{name}"
-        data = (
-            b"" if files[name] == git_hash(b"") else (yield from server.get_raw(path, files[name]))
-        )
+        sha = files[name]
+        data = b"" if sha == git_hash(b"") else (yield from server.get_raw(path, sha))
         write_file(folder, target / name, data)
     changed = before.get("sha") != commit["sha"] or bool(missing)
     state = {**commit, "files": files, "left_out": left_out, "etags": server.etags}
     if {**before, "previous": None} != {**state, "previous": None}:
-        previous = before.get("sha") if changed else before.get("previous")
+        previous = before.get("sha" if before.get("sha") != commit["sha"] else "previous")
         publish(folder, target, {**state, "previous": previous})
     gone = before.get("files", {}).keys() - files.keys()
     return {

@@ -53,7 +53,7 @@ class Server:
         """
         before = self.etags.get(path, {})
         headers = {"Accept": "application/vnd.github+json", "X-GitHub-Api-Version": "2022-11-28"}
-        if keep and before.get("kept", {}).keys() == keep.keys():
+        if keep and before.get("etag") and before["kept"].keys() == keep.keys():
             headers["If-None-Match"] = before["etag"]
         url = self.request["api_url"].rstrip("/") + path
         for attempt in range(ATTEMPTS):

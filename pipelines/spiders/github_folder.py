@@ -14,6 +14,10 @@ from typing import Any
 from pipelines.store import sync_folder, write_atomic
 
 COMMIT = "commit.json"
+KEYS = {
+    "name", "page", "license", "author", "ref", "sha", "tree", "created", "files", "left_out",
+    "etags", "previous",
+}  # fmt: skip
 
 
 def read_commit(folder: Path) -> dict[str, Any]:
@@ -22,7 +26,7 @@ def read_commit(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((folder / COMMIT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return state
+    return state if isinstance(state, dict) and state.keys() >= KEYS else {}
 
 
 def is_whole(folder: Path, state: dict[str, Any]) -> bool:
