@@ -222,9 +222,9 @@ def _problems(made: Read, work: Work) -> str:
     lines = []
     for verb, reasons in (("quarantined", counts.quarantined), ("dropped", counts.dropped)):
         for reason, count in sorted(reasons.items()):
-            lines.append(f"{verb:<11}{count:,} {reason}")
+            lines.append(f"{verb:<12}{count:,} {reason}")
             lines += [
-                f"           {sample['id']}: {sample['detail']}"
+                f"            {sample['id']}: {sample['detail']}"
                 for sample in samples.get(reason, [])[:SHOWN_PROBLEMS]
             ]
     return "\n".join(lines)

@@ -171,6 +171,7 @@ def read(source: DatasetSource, raw: Raw, work: Work, given: Params) -> Read:
                 "split": file.split,
                 "license": nearest_license(file.name, raw.origin.licenses),
                 "schema": asdict(schema),
+                "columns": _needed(schema, column_names(unit)),
             }
             for unit in units
             if schema is not None
@@ -185,6 +186,14 @@ def read(source: DatasetSource, raw: Raw, work: Work, given: Params) -> Read:
     about: dict[str, Any] = {"files": len(raw.names), "rows": rows, "schemas": schemas}
     about["splits"] = dict(sorted(splits.items()))
     return replace(made, about=about)
+
+
+def _needed(schema: Schema, names: Sequence[str] | None) -> list[str] | None:
+    """Return the columns of a table that hold what the schema names, None for lines."""
+    if names is None:
+        return None
+    found = (name if name in names else name.partition(".")[0] for name in schema.columns.values())
+    return [name for name in dict.fromkeys(found) if name in names]
 
 
 def _open_files(source: DatasetSource, raw: Raw, work: Work, prefix: str) -> list[_File]:

@@ -35,6 +35,7 @@ class _Shard:
         self.schema = Schema(**plan["schema"])
         self.rules = Rules(**params["rules"])
         self.params = params
+        self.columns: list[str] | None = plan["columns"]
         self.rows = self.records = self.used = 0
         self.dropped: Counter[str] = Counter()
         self.quarantined: Counter[str] = Counter()
@@ -42,11 +43,6 @@ class _Shard:
         self.splits: Counter[str] = Counter()
         self.rejects: list[Reject] = []
         self.ids: set[str] = set()
-
-    @property
-    def columns(self) -> list[str] | None:
-        """Return the columns that have to be read of a table."""
-        return list(dict.fromkeys(name.partition(".")[0] for name in self.schema.columns.values()))
 
     def full(self) -> bool:
         return self.params["limit"] is not None and self.records >= self.params["limit"]
@@ -64,7 +60,8 @@ class _Shard:
 def extract(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Write the records of one unit; rows_in counts rows, rows_out records.
 
-    inputs[0] describes the unit, its file, split, license and schema. `params` holds id, where,
+    inputs[0] describes the unit, its file, split, license and schema, and the
+    columns that are read of a table. `params` holds id, where,
     license, allow_unlicensed, openai_outputs, origin, max_bytes, rules, splits and limit (records
     at most, or None). Raises SourceError for a damaged file and for rows without a license.
     """
@@ -94,8 +91,7 @@ def extract(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
 
 
 def _records(shard: _Shard) -> Iterator[Row]:
-    columns = None if shard.unit.kind == "lines" else shard.columns
-    for numbered in read_unit(shard.unit, columns):
+    for numbered in read_unit(shard.unit, shard.columns):
         shard.rows += 1
         if shard.full():
             shard.dropped["max_records"] += 1

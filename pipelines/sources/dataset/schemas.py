@@ -200,8 +200,9 @@ def _find_pair(head: _Head) -> Schema | None:
         return None
     prompt, completions = pairs[0]
     for other, others in pairs[1:]:
-        if other.strip().lower() != "input" and not set(others) & set(completions):
-            raise _ambiguous(head, [f"{prompt} + {completions[0]}", f"{other} + {others[0]}"])
+        if other.strip().lower() != "input" and set(others) - set(completions):
+            own = next(name for name in others if name not in completions)
+            raise _ambiguous(head, [f"{prompt} + {completions[0]}", f"{other} + {own}"])
     if "code" in head.names and head.names.get("question") == prompt:
         raise SourceError(
             f"{head.where}: question, answer and the code they are about (columns: {head.shown}) "
