@@ -13,8 +13,9 @@ class StackExchangeSource(EverySource):
     """A site such as stats.stackexchange.com; `path` names a dump, else the API is asked.
 
     Asked of the API: `tags` (questions with any of them; all where empty), `since` and `until`
-    (days; questions created from the first on, before the second), `api_url` (another server of
-    the API, which may have a private address).
+    (days; questions created from the first on, before the second), `min_fetched_score` (of the
+    question: saves requests, see also `min_question_score`), `api_url` (another server of the API,
+    which may have a private address).
 
     How it is asked: `page_size` questions per request, `request_delay` seconds between requests,
     never below `quota_reserve` requests left for the day, known questions asked again for
@@ -29,7 +30,7 @@ class StackExchangeSource(EverySource):
     record is a selected answer and in its `meta` a worse one, `max_pairs` of a question at most.
     """
 
-    FETCHES: ClassVar = ("site", "api_url", "tags", "since", "until")
+    FETCHES: ClassVar = ("site", "api_url", "tags", "since", "until", "min_fetched_score")
     HAS_DATES: ClassVar = True
 
     type: Literal["stack-exchange"]
@@ -38,6 +39,7 @@ class StackExchangeSource(EverySource):
     since: date | None = None
     until: date | None = None
     api_url: str = "https://api.stackexchange.com/2.3"
+    min_fetched_score: int | None = None
     page_size: Annotated[int, Field(ge=1, le=100)] = 100
     request_delay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     quota_reserve: Annotated[int, Field(ge=0)] = 50

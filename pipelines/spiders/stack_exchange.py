@@ -8,10 +8,15 @@ pass ended is the watermark of the next run, which therefore gets what changed s
 Deletions are no activity. Each later run asks known questions again by id, in turn, up to
 `recheck_requests` requests: the answers that are no longer there are gone, and so are questions
 that stay away when asked a second time. Votes that changed are found by the same pass.
+
+With `min_score` the first pass goes by score instead, from the best down to it, which takes far
+fewer requests; later runs go by activity from where that pass began. A question that reaches
+`min_score` by votes alone is not found until it is active again: votes are no activity.
 """
 
 import logging
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +50,9 @@ def converse(request: dict[str, Any], folder: Path, now: Now) -> Conversation:
     """Bring the pages of a folder up to date.
 
     `request`: site, api_url, tags (any of them), since and until (seconds since 1970, creation of
-    the question), window (the same two, or None: then the watermark moves), page_size,
-    quota_reserve, recheck_requests. Returns counts, `complete` (every pass ended once),
-    `changed`, and `stopped` (quota, throttled or None).
+    the question), min_score (of the question, or None), window (the same two dates, or None: then
+    the watermark moves), page_size, quota_reserve, recheck_requests. Returns counts, `complete`
+    (every pass ended once), `changed`, and `stopped` (quota, throttled or None).
     """
     return (yield from _Crawl(request, folder, now).run())
 
@@ -116,33 +121,39 @@ class _Crawl:
         self._state.save()
 
     def _follow(self, tag: str, window: dict[str, Any] | None) -> Steps:
-        """Follow one tag's questions by activity to the end."""
+        """Follow one tag's questions to the end: by score the first time if asked, by activity."""
         since, until = _overlap(self._request, window)
         if since is not None and until is not None and since >= until:
             return
         passes = self._state.values["windows" if window else "passes"]
         key = f"{tag}|{since}|{until}" if window else tag
-        here = passes.setdefault(key, {"cursor": None, "page": 1, "complete": False})
-        if here["complete"] and here["cursor"] is not None:
+        start = {"cursor": None, "page": 1, "complete": False, "started": self._now()}
+        here = passes.setdefault(key, start)
+        order = BY_ACTIVITY
+        if self._request["min_score"] is not None and not here["complete"]:
+            order = BY_SCORE
+        elif here["complete"] and here["cursor"] is not None:
             here["cursor"] -= OVERLAP_SECONDS
             here["page"] = 1
         query = {
             "tagged": tag,
             "fromdate": since,
             "todate": None if until is None else until - 1,
-            "sort": "activity",
-            "order": "asc",
+            **order.query,
             "pagesize": self._size,
             "filter": self._state.values["filter"],
         }
+        if order is BY_SCORE:
+            query["min"] = self._request["min_score"]
         more = True
         while more:
-            page = yield from self._client.get(
-                "/questions", {**query, "min": here["cursor"], "page": here["page"]}
-            )
-            more = _advance(here, page, self._size)
+            query |= {order.bound: here["cursor"], "page": here["page"]}
+            page = yield from self._client.get("/questions", query)
+            more = _advance(here, page, order, self._size)
             if not more:
                 here["complete"] = True
+                if order is BY_SCORE:  # what is active from now on comes by activity
+                    here |= {"cursor": int(here["started"]), "page": 1}
                 if window:
                     del passes[key]
             self._keep(page, {"method": "/questions"})
@@ -205,26 +216,40 @@ class _Crawl:
             )  # fmt: skip
 
 
-def _advance(here: dict[str, Any], page: Page, size: int) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """An order of questions that a cursor can follow: `bound` is the parameter that holds it."""
+
+    query: dict[str, str]
+    field: str
+    bound: str
+    sign: int
+
+
+BY_ACTIVITY = _Order({"sort": "activity", "order": "asc"}, "last_activity_date", "min", 1)
+BY_SCORE = _Order({"sort": "votes", "order": "desc"}, "score", "max", -1)
+
+
+def _advance(here: dict[str, Any], page: Page, order: _Order, size: int) -> bool:
     """Move a pass behind a page; say whether there is more.
 
     Where a page is full the API is asked on even if it says there is no more; where it is empty it
     is not, even if it says there is.
     """
-    dates = [item["last_activity_date"] for item in page.items if _has_date(item)]
-    last = max(dates, default=None)
-    if last is None:
+    values = [
+        item[order.field]
+        for item in page.items
+        if isinstance(item, dict) and isinstance(item.get(order.field), int)
+    ]
+    if not values:
         return False
-    ahead = here["cursor"] is None or last > here["cursor"]
+    last = order.sign * max(order.sign * value for value in values)
+    ahead = here["cursor"] is None or order.sign * (last - here["cursor"]) > 0
     if ahead:
         here["cursor"], here["page"] = last, 1
     elif page.has_more:
-        here["page"] += 1  # more questions within one second than a page holds
+        here["page"] += 1  # more questions with one date or score than a page holds
     return page.has_more or (ahead and len(page.items) >= size)
-
-
-def _has_date(item: Any) -> bool:
-    return isinstance(item, dict) and isinstance(item.get("last_activity_date"), int)
 
 
 def _overlap(

@@ -105,8 +105,9 @@ def _pick(item: Item, keys: Iterable[str]) -> Item:
 def question_id(item: Any) -> int | None:
     """Return the id of an item that is a question, else None."""
     found = item.get("question_id") if isinstance(item, dict) else None
-    is_question = isinstance(found, int) and "answer_id" not in item
-    return found if is_question else None
+    if type(found) is not int or not 0 < found < 2**63 or "answer_id" in item:
+        return None
+    return found
 
 
 class KnownQuestions:

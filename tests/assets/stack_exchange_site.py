@@ -114,18 +114,22 @@ class StackExchangeSite:
         return Reply.json(wrapper | self.extra.get(number, {}), gzip=self.gzip)
 
     def page(self, query):
-        assert (query["sort"], query["order"]) == ("activity", "asc")
-        low, start = int(query.get("min", 0)), int(query.get("fromdate", 0))
+        field, sign = {
+            ("activity", "asc"): ("last_activity_date", 1),
+            ("votes", "desc"): ("score", -1),
+        }[query["sort"], query["order"]]
+        low, high = int(query.get("min", 0)), int(query.get("max", 2**40))
+        start = int(query.get("fromdate", 0))
         end = int(query.get("todate", 2**40))
         found = sorted(
             (
                 each
                 for each in self.questions.values()
-                if each["last_activity_date"] >= low
+                if low <= each[field] <= high
                 and start <= each["creation_date"] <= end
                 and query.get("tagged", each["tags"][0]) in each["tags"]
             ),
-            key=lambda each: (each["last_activity_date"], each["question_id"]),
+            key=lambda each: (sign * each[field], each["question_id"]),
         )
         size = int(query["pagesize"])
         first = (int(query["page"]) - 1) * size

@@ -31,6 +31,7 @@ REQUEST = {
     "tags": [],
     "since": None,
     "until": None,
+    "min_score": None,
     "window": None,
     "page_size": 3,
     "quota_reserve": 50,
@@ -375,6 +376,25 @@ def test_dates_of_the_source_limit_what_is_asked(crawl):
     crawl.run(since=START + 2000, until=START + 5000)
 
     assert sorted(crawl.posts()) == [2, 3, 4]
+
+
+def test_with_a_minimum_score_the_first_pass_goes_by_score_and_later_ones_by_activity(crawl):
+    for number in range(10, 16):
+        crawl.site.questions[number] = question(number, score=4)
+
+    first = crawl.run(min_score=4)
+    scores = [post["score"] for post in crawl.posts().values()]
+    asked = [query for path, query in crawl.site.asked if path == "/questions"]
+    now = int(crawl.clock.now()) + 30
+    crawl.site.questions[3] = question(3, now, body="<p>edited</p>")
+    later, _ = crawl.later(min_score=4, recheck_requests=0)
+
+    assert sorted(scores) == [4] * 7 + [5, 6]
+    assert [(query.get("max"), query["min"], query["page"]) for query in asked] == [
+        (None, "4", "1"), ("4", "4", "1"), ("4", "4", "2"), ("4", "4", "3"),
+    ]  # fmt: skip
+    assert (first["complete"], later["new"], later["requests"]) == (True, 1, 1)
+    assert crawl.site.asked[-1][1]["sort"] == "activity"
 
 
 class Killed(BaseException):

@@ -51,6 +51,7 @@ def api_request(source: StackExchangeSource, window: Window) -> dict[str, Any]:
         "tags": list(source.tags),
         "since": _instant(source.since),
         "until": _instant(source.until),
+        "min_score": source.min_fetched_score,
         "window": asked,
         "page_size": source.page_size,
         "quota_reserve": source.quota_reserve,
