@@ -1,8 +1,10 @@
 """The Stack Exchange source fetched by API, through Scrapy from a server on this machine."""
 
 import json
+import threading
 from datetime import UTC, date, datetime
 
+import psutil
 import pytest
 
 from pipelines.errors import SourceError
@@ -12,7 +14,7 @@ from pipelines.sources.stack_exchange.api_fetch import api_request, fetch
 from pipelines.sources.stack_exchange.api_items import post_of, read_posts
 from pipelines.sources.stack_exchange.posts import POST_SCHEMA
 from pipelines.spiders.stack_exchange_pages import page_names, write_page
-from tests.assets.replay_server import ReplayServer, Reply
+from tests.assets.replay_server import ReplayServer, Reply, until
 from tests.assets.stack_exchange_site import (
     GONE_OWNER,
     START,
@@ -111,6 +113,23 @@ def test_a_first_crawl_stopped_by_the_quota_is_an_error_that_keeps_what_came(
         5,
     )
     assert last.counts["questions"] == 7
+
+
+def test_killed_outright_a_crawl_goes_on_where_it_was(server, site, tmp_path):
+    site.faults[3] = Reply(b'{"items": []}', fault="slow")
+
+    def kill():
+        until(lambda: len(site.asked) == 4)
+        for spider in psutil.Process().children():
+            spider.kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    with pytest.raises(SourceError, match="spider 'stack-exchange' crashed"):
+        get(source(server), tmp_path)
+    asked = len(site.asked)
+    done = get(source(server), tmp_path)
+
+    assert (done.counts["questions"], len(site.asked) - asked) == (7, 2)
 
 
 def test_a_window_stopped_by_throttling_is_an_error(server, site, tmp_path):
