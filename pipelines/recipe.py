@@ -7,12 +7,13 @@ are errors with a suggestion. Hardware is a second small file, chosen by the rec
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RecipeError, did_you_mean
+from pipelines.language_codes import language_label
 from pipelines.overrides import apply_data, apply_smoke, load_yaml, resolve_folders, set_dotted
 from pipelines.recipe_problems import explain
 from pipelines.section import Count, Fraction, Section
@@ -67,16 +68,50 @@ class Dedup(Section):
 
 
 class Curation(Section):
-    """What is kept. `languages` are ISO 639-1 codes of the prose; empty keeps every language."""
+    """What is kept. `languages` are codes of the prose (en, uk, zh-CN); empty keeps every language.
+
+    A guess counts from `language_threshold` on, and `language_margin` above the next language; a
+    text with fewer than `language_min_letters` letters is judged by its script alone. Answers are
+    completions that are no functions, and trained turns: `min_answer_words`, `max_answer_words`,
+    `min_score` (of the site), `drop_phrases` and `drop_phrase_lists` are off unless they are set.
+    """
 
     languages: tuple[str, ...] = ("en",)
     language_threshold: Fraction = 0.5
+    language_margin: Fraction = 0.0
+    language_min_letters: Count = 20
     max_file_bytes: Count = 1_000_000
     max_line_length: Count = 1000
     max_mean_line_length: Count = 100
     min_alphanumeric: Fraction = 0.25
+    max_encoded_chars: Count = 1024
+    max_encoded_share: Fraction = 0.5
     min_completion_chars: Annotated[int, Field(ge=0)] = 20
+    min_answer_words: Annotated[int, Field(ge=0)] = 0
+    max_answer_words: Count | None = None
+    min_score: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    drop_phrases: tuple[Annotated[str, Field(pattern=r"\w")], ...] = ()
+    drop_phrase_lists: tuple[Literal["refusal", "self-reference"], ...] = ()
     dedup: Dedup = Dedup()
+
+    @field_validator("languages")
+    @classmethod
+    def _known_languages(cls, codes: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(map(language_label, codes)))
+
+
+RedactedKind = Literal[
+    "email", "ipv4", "ipv6", "aws", "gcp", "azure", "github", "gitlab", "huggingface", "openai",
+    "anthropic", "slack", "stripe", "npm", "pypi", "jwt", "pem", "url_credentials", "password",
+    "secret",
+]  # fmt: skip
+
+
+class Redaction(Section):
+    """Secrets and personal data that <EMAIL>, <IP_ADDRESS>, <KEY> and <PASSWORD> replace."""
+
+    enabled: bool = True
+    kinds: tuple[RedactedKind, ...] = get_args(RedactedKind)
 
 
 class Split(Section):
@@ -178,6 +213,7 @@ class Recipe(Section):
     tokenizer: Tokenizer = Tokenizer()
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     curation: Curation = Curation()
+    redaction: Redaction = Redaction()
     split: Split = Split()
     template: Template = Template()
     fim: Fim = Fim()
