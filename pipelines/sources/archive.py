@@ -226,27 +226,26 @@ def _tar_entries(path: Path, packed: int, budget: Budget) -> Iterator[tuple[Entr
         counted = _Counted(stream, lambda total: _check_size(path, total, packed, budget))
         with tarfile.open(fileobj=cast(BinaryIO, counted), mode="r|") as archive:
             for info in archive:
-                kind, target = "special", ""
-                if info.issparse():
-                    # A few bytes can stand for any number of zeros.
-                    kind = "special"
-                elif info.isreg():
-                    kind = "file"
-                elif info.isdir():
-                    kind = "folder"
-                elif info.issym() or info.islnk():
-                    # A hard link's target is a name in the archive, a symbolic one's is relative.
-                    kind, target = "link", ("\0" if info.islnk() else "") + info.linkname
-                name = _as_stored(info)
-                yield (
-                    Entry(name, info.size if kind == "file" else 0, kind, target),
-                    _reader(archive, info),
-                )
+                name = info.name or "/"  # tarfile takes trailing slashes off
+                kind, target = _kind_of(info)
+                entry = Entry(name, info.size if kind == "file" else 0, kind, target)
+                yield entry, _reader(archive, info)
+        # What follows the last entry is read as well: only then are its checksums checked.
+        while counted.read(COPY_BYTES):
+            pass
 
 
-def _as_stored(info: tarfile.TarInfo) -> str:
-    # tarfile takes trailing slashes off; what is left of "/" is an empty name.
-    return info.name or "/"
+def _kind_of(info: tarfile.TarInfo) -> tuple[str, str]:
+    """Return an entry's kind, and for a link its target, a NUL before a name in the archive."""
+    if info.issparse():  # a few bytes can stand for any number of zeros
+        return "special", ""
+    if info.isreg():
+        return "file", ""
+    if info.isdir():
+        return "folder", ""
+    if info.issym() or info.islnk():
+        return "link", ("\0" if info.islnk() else "") + info.linkname
+    return "special", ""
 
 
 def _reader(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Opened:

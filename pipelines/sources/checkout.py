@@ -1,12 +1,12 @@
 """A folder of code as git sees it: what .gitignore leaves out, what .gitattributes says."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import pathspec
-from pathspec.patterns.gitignore.basic import GitIgnoreBasicPattern
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from pipelines.errors import SourceError
 
@@ -14,7 +14,31 @@ IGNORE_FILE = ".gitignore"
 ATTRIBUTES_FILE = ".gitattributes"
 MAX_RULES_BYTES = 1_000_000
 
-Rules = tuple[tuple[str, pathspec.GitIgnoreSpec], ...]  # (folder with "/" or "", its rules)
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One line of .gitignore or one pattern of .gitattributes, matched against a path alone.
+
+    pathspec's expressions also match what lies below a folder that matches. Folders are asked on
+    the way down here, so a match counts only where it is of the path itself, as in git.
+    """
+
+    regex: re.Pattern[str]
+    include: bool
+    contents_only: bool
+
+    def matches(self, name: str) -> bool:
+        """Say whether a path, with a slash at its end if it is a folder, is meant."""
+        marked = "ps_d" in self.regex.groupindex
+        for found in self.regex.finditer(name):
+            inner = marked and found["ps_d"] is not None and found.end("ps_d") != len(name)
+            itself = self.contents_only and found.end() == len(name)
+            if not inner and not itself:
+                return True
+        return False
+
+
+Rules = tuple[tuple[str, tuple[Rule, ...]], ...]  # (folder with "/" or "", its rules)
 
 
 def list_checkout(root: Path) -> Iterator[str]:
@@ -32,7 +56,7 @@ def list_checkout(root: Path) -> Iterator[str]:
     for place, folders, files in os.walk(root, onerror=fail):
         folder = "" if place == str(root) else f"{Path(place).relative_to(root).as_posix()}/"
         above = rules.pop(folder, ())
-        own = _read_ignore(Path(place, IGNORE_FILE)) if IGNORE_FILE in files else None
+        own = _read_ignore(Path(place, IGNORE_FILE)) if IGNORE_FILE in files else ()
         current = (*above, (folder, own)) if own else above
         folders[:] = [
             name
@@ -50,28 +74,27 @@ def list_checkout(root: Path) -> Iterator[str]:
 
 def _is_ignored(name: str, rules: Rules) -> bool:
     """Say what the last rule that matches says, those of deeper folders going first."""
-    for folder, spec in reversed(rules):
-        decision = spec.check_file(name.removeprefix(folder)).include
-        if decision is not None:
-            return decision
+    for folder, own in reversed(rules):
+        inner = name.removeprefix(folder)
+        for rule in reversed(own):
+            if rule.matches(inner):
+                return rule.include
     return False
 
 
-def _read_ignore(path: Path) -> pathspec.GitIgnoreSpec | None:
-    lines = _read_lines(path)
-    kept = [line for line in lines if _compiles(line)]
-    return pathspec.GitIgnoreSpec.from_lines(kept) if kept else None
+def _read_ignore(path: Path) -> tuple[Rule, ...]:
+    return tuple(filter(None, map(_compile, _read_lines(path))))
 
 
-def _compiles(line: str) -> bool:
-    """Say whether git would follow a rule: it passes over those it cannot understand."""
-    if not line.strip() or line.startswith("#"):
-        return False
+def _compile(line: str) -> Rule | None:
+    """Return a rule, None for a comment and for what git could not understand either."""
     try:
-        pathspec.GitIgnoreSpec.from_lines([line])
+        pattern = GitIgnoreSpecPattern(line)
     except ValueError:
-        return False
-    return True
+        return None
+    if pattern.include is None or pattern.regex is None:
+        return None
+    return Rule(pattern.regex, pattern.include, line.rstrip().endswith("/**"))
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -87,13 +110,13 @@ def _read_lines(path: Path) -> list[str]:
 class Attributes:
     """What the .gitattributes of a tree say: (folder, pattern, attribute, value), in order."""
 
-    rules: tuple[tuple[str, Callable[[str], bool], str, bool | None], ...] = ()
+    rules: tuple[tuple[str, Rule, str, bool | None], ...] = ()
 
     def get(self, name: str, attribute: str) -> bool | None:
         """Return whether an attribute is set for a path; None where nothing is said of it."""
-        for folder, matches, named, value in reversed(self.rules):
+        for folder, rule, named, value in reversed(self.rules):
             inside = named == attribute and name.startswith(folder)
-            if inside and matches(name.removeprefix(folder)):
+            if inside and rule.matches(name.removeprefix(folder)):
                 return value
         return None
 
@@ -118,21 +141,14 @@ def read_attributes(root: Path, names: Iterable[str], wanted: Iterable[str]) -> 
     return Attributes(tuple(rules))
 
 
-def _parse_rule(
-    line: str, wanted: frozenset[str]
-) -> Iterator[tuple[Callable[[str], bool], str, bool | None]]:
+def _parse_rule(line: str, wanted: frozenset[str]) -> Iterator[tuple[Rule, str, bool | None]]:
     pattern, *words = line.split() or [""]
     if not words or pattern.startswith(("#", "!", "[attr]")):
         return
     found = [(word, value) for word, value in map(_parse_attribute, words) if word in wanted]
-    if not found:
-        return
-    try:
-        compiled = GitIgnoreBasicPattern(pattern.strip('"'))
-    except ValueError:
-        return
-    for name, value in found:
-        yield lambda path: compiled.match_file(path) is not None, name, value
+    rule = _compile(pattern.strip('"')) if found else None
+    if rule is not None:
+        yield from ((rule, name, value) for name, value in found)
 
 
 def _parse_attribute(word: str) -> tuple[str, bool | None]:

@@ -96,6 +96,8 @@ def is_allowed(expression: str, wanted: Iterable[str]) -> bool:
     names = {name.lower() for name in wanted}
     if expression.lower() in names:
         return True
+    if {"+", "-"} & set(expression.split()):
+        return False
     text = re.sub(r"\s+with\s+\S+", "", expression.lower().replace("(", " ( ").replace(")", " ) "))
     # From the innermost parentheses outward, without recursion; "+" stands for what is met.
     while inner := re.search(r"\(([^()]*)\)", text):
