@@ -74,11 +74,11 @@ def resolve_folders(values: dict[str, Any]) -> None:
 SMOKE: dict[str, Any] = {
     "model": {
         "model_name_or_path": None,
-        "config": {"n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 256},
+        "config": {"n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 1024},
         "dtype": "float32",
     },
-    "tokenizer": {"train_vocab_size": 512},
-    "tokenization": {"block_size": 256},
+    "tokenizer": {"train_vocab_size": 2048},
+    "tokenization": {"block_size": 1024},
     "adapter": None,
     "training": {
         "max_steps": 20,
