@@ -47,6 +47,7 @@ MODULES = {
     "code-alpaca": "pipelines.sources.dataset",
     "gpteacher": "pipelines.sources.dataset",
     "stack-exchange": "pipelines.sources.stack_exchange",
+    "code-qa": "pipelines.sources.code_qa",
 }
 
 
