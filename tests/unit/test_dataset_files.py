@@ -124,6 +124,19 @@ def test_the_number_of_workers_does_not_change_a_byte(tmp_path, monkeypatch):
     assert (one.digest, one.counts) == (two.digest, two.counts)
 
 
+def test_many_workers_have_nothing_to_do_with_little(tmp_path):
+    write_files(tmp_path / "in", {"rows.jsonl": TEXT, "empty.jsonl": ""})
+    write_files(tmp_path / "none", {"empty.jsonl": "", "blank.jsonl": "\n"})
+
+    records, _ = collect(tmp_path, dataset_source(tmp_path / "in"), workers=4)
+    nothing, manifest = collect(
+        tmp_path, dataset_source(tmp_path / "none"), workers=4, store="nothing"
+    )
+
+    assert len(records) == 3
+    assert (nothing, manifest.counts.rows_in) == ([], 0)
+
+
 def test_a_cap_takes_the_first_rows_and_counts_the_rest(tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines.sources.dataset.units.RANGE_BYTES", 500)
     write_files(

@@ -207,7 +207,7 @@ def _open_files(source: DatasetSource, raw: Raw, work: Work, prefix: str) -> lis
     ]
     jobs = [Job(f"{prefix}-rows-{n:05d}.jsonl", (paths[name],)) for n, name in enumerate(texts)]
     asked = {"kinds": {str(paths[name]): kinds[name] for name in texts}}
-    reports = work.map(spool, jobs, asked, runner="processes")
+    reports = work.map(spool, jobs, asked, runner="processes") if jobs else ()
     spooled = {
         name: work.path / report.shard.file for name, report in zip(texts, reports, strict=True)
     }
@@ -265,7 +265,7 @@ def _write_plans(
         if plan["unit"]["kind"] == LINES and (counted or many[plan["unit"]["path"]] > 1)
     ]
     jobs = [Job(f"{prefix}-count-{number:05d}.txt", (paths[number],)) for number in asked]
-    reports = work.map(count_lines, jobs, {}, runner="processes")
+    reports = work.map(count_lines, jobs, {}, runner="processes") if jobs else ()
     first: dict[str, int] = {}
     for number, report in zip(asked, reports, strict=True):
         unit = plans[number]["unit"]
@@ -282,7 +282,7 @@ def _run(
     """Make the shards; under a cap in order, until it is reached."""
     jobs = [Job(shard_name(params["first"] + n), (path,)) for n, path in enumerate(paths)]
     if params["limit"] is None:
-        return Read(list(work.map(extract, jobs, params, runner="processes")))
+        return Read(list(work.map(extract, jobs, params, runner="processes") if jobs else ()))
     made: list[ShardReport] = []
     for job in jobs:
         left = params["limit"] - sum(report.shard.rows for report in made)
