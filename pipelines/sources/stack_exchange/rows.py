@@ -247,8 +247,8 @@ def read_line(line: bytes) -> list[Attributes]:
         root = etree.fromstring(b"<rows>" + line.strip() + b"</rows>", _make_parser())
     except (etree.XMLSyntaxError, ValueError) as error:
         raise BadRow(_reason_of(line), " ".join(str(error).split())) from None
-    rows = list(root)
-    strays = [root.text, *(row.tail for row in rows)]
+    strays = [root.text, *(node.tail for node in root)]
+    rows = [node for node in root if isinstance(node.tag, str)]  # comments are none
     if any(row.tag != "row" or len(row) for row in rows) or any(s and s.strip() for s in strays):
         raise BadRow("not_a_row", f"expected <row .../>, found {line[:60]!r}")
     return [{str(name): str(value) for name, value in row.items()} for row in rows]
