@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pipelines.records import clean_text
 from pipelines.sources.code_files import Unusable, read_source
-from pipelines.sources.extract import Unit, extract_units
+from pipelines.sources.extract import Form, Unit, extract_units
 from pipelines.syntax import BadSyntax, parse_python
 
 REASONS = {
@@ -44,22 +44,25 @@ def functions(draw, depth=0):
         inner = draw(functions(depth=depth + 1))
         text += "\n" + indented(inner, 1)
     if draw(st.booleans()):
-        text = "class C:\n" + indented(text, 1)
+        documented = draw(st.sampled_from(["", '    """A class."""\n', '    "A class."; x = 1\n']))
+        text = f"class C:\n{documented}" + indented(text, 1)
     return text
 
 
 @settings(max_examples=200, deadline=None)
-@given(functions())
-def test_a_completion_parses_to_the_function_without_its_docstring(text):
+@given(functions(), st.sampled_from(["seed", "clean"]))
+def test_a_completion_parses_to_the_definition_without_its_docstring(text, completion):
     tree = parse_python(text)
     expected = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        documented = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        if documented and ast.get_docstring(node):
             bare = type(node)(**{name: getattr(node, name) for name in node._fields})
             bare.body = node.body[1:]
             expected.append((ast.get_docstring(node), ast.dump(bare)))
+    form = Form(frozenset({"function", "method", "class"}), completion)
 
-    units = list(extract_units(text, tree))
+    units = list(extract_units(text, tree, form))
 
     found = [(unit.prompt, ast.dump(ast.parse(unit.completion).body[0])) for unit in units]
     assert sorted(found) == sorted(expected)
