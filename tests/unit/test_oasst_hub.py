@@ -1,6 +1,7 @@
 """A hub dataset is fetched at one commit, from the cache where there is no network."""
 
 import gzip
+import hashlib
 import json
 import logging
 
@@ -98,6 +99,34 @@ def test_the_first_kind_of_file_that_there_is_is_read_or_what_the_settings_name(
     assert oasst.locate(source(files=["spam*"])).names == ("spam.jsonl.gz",)
 
 
+def test_a_damaged_file_of_the_cache_is_not_accepted(cache):
+    blobs = cache / "datasets--OpenAssistant--oasst1" / "blobs"
+    link = blobs.parent / "snapshots" / COMMIT / NAME
+    content = link.read_bytes()
+    named = blobs / hashlib.sha256(content).hexdigest()
+    named.write_bytes(content[:-1])
+    link.unlink()
+    link.symlink_to(named)
+
+    with pytest.raises(
+        SourceError, match=r"cache is damaged or cut off; delete .* and fetch again"
+    ):
+        fetch_source(source())
+    named.write_bytes(content)
+
+    assert fetch_source(source()).changed
+    assert not list(raw_folder(source()).rglob("*.part"))
+
+
+def test_a_snapshot_folder_of_the_cache_can_be_the_path(cache):
+    folder = cache / "datasets--OpenAssistant--oasst1" / "snapshots" / COMMIT
+
+    raw = oasst.locate(source(path=str(folder)))
+
+    assert raw.names == (NAME,)
+    assert raw.origin.url == "https://huggingface.co/datasets/OpenAssistant/oasst1"
+
+
 def test_a_series_with_gaps_is_not_accepted(cache):
     fill(cache, NEWER, {"data/train-00000-of-00002.parquet": b"x"})
 
@@ -140,6 +169,7 @@ def hub_error(kind):
         (errors.RepositoryNotFoundError, "no such dataset or revision on the hub"),
         (errors.RevisionNotFoundError, "no such dataset or revision on the hub"),
         (errors.HfHubHTTPError, "could not be fetched (HfHubHTTPError); what has arrived"),
+        (errors.HFValidationError, "could not be fetched (HFValidationError)"),
         (ConnectionResetError, "could not be fetched (ConnectionResetError)"),
     ],
 )

@@ -12,6 +12,7 @@ from pipelines.engine import SAMPLES_PER_REASON, Job, Params, Reject, ShardRepor
 from pipelines.errors import SourceError
 from pipelines.manifest import Counts
 from pipelines.source_settings import OasstSource
+from pipelines.sources.dataset.layout import list_files
 from pipelines.sources.files import shard_name
 from pipelines.sources.oasst.dialogues import write_dialogues
 from pipelines.sources.oasst.hub import fetch_dataset, fetched_files
@@ -26,7 +27,6 @@ from pipelines.sources.raw import (
     Window,
     digest_raw,
     glob_pattern,
-    list_folder,
 )
 
 SETTINGS = {
@@ -82,7 +82,7 @@ def locate(source: OasstSource) -> Raw:
     if path.is_file():
         root, names = path.parent, (path.name,)
     else:
-        root, names = path, select_files(list(list_folder(path)), source.files)
+        root, names = path, select_files(list(list_files(path)), source.files)
     if not names:
         raise SourceError(
             f"source {source.id!r}: no files in {source.path} that end in {', '.join(SUFFIXES)}"

@@ -4,6 +4,7 @@ The files lie below a folder named after the commit; `origin.json`, written last
 older commit stays readable until the newer one is whole.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from pipelines.store import sync_folder, write_atomic
 # What is read of a dataset where the settings do not say: the first kind that there is.
 KINDS = (("*_ready.trees.jsonl.gz",), ("data/*.parquet", "*.parquet"), ("*.jsonl.gz", "*.jsonl"))
 ORIGIN = "origin.json"
+SHA256 = re.compile(r"[0-9a-f]{64}")
 NUMBERED = re.compile(r"(.*)-\d{5}-of-(\d{5})\..*")
 
 
@@ -91,13 +93,17 @@ def _snapshot(source: OasstSource, globs: Iterable[str]) -> Path:
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         cause = "no such dataset or revision on the hub; if it is private, set HF_TOKEN"
         raise SourceError(f"source {source.id!r}: {asked}: {cause}") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+    except (
+        errors.IncompleteSnapshotError,
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+    ) as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub is out of reach"
         raise SourceError(
             f"source {source.id!r}: {asked} is not in the hub's cache and {why}; fetch it with "
             "network access or name a local `path:`"
         ) from error
-    except (errors.HfHubHTTPError, HTTPError, OSError) as error:
+    except (errors.HfHubHTTPError, errors.HFValidationError, HTTPError, OSError) as error:
         raise SourceError(
             f"source {source.id!r}: {asked} could not be fetched ({type(error).__name__}); what "
             "has arrived is kept, try again"
@@ -145,12 +151,25 @@ def _complete(here: Path, snapshot: Path, names: Iterable[str]) -> bool:
 
 
 def _copy(origin: Path, target: Path) -> None:
-    """Copy a file whole or not at all: temporary file, fsync, rename."""
+    """Copy a file whole or not at all: temporary file, check of its hash, fsync, rename.
+
+    Raises SourceError for a blob of the cache that does not hash to its name.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
-    with origin.open("rb") as source, part.open("wb") as copy:
-        shutil.copyfileobj(source, copy, 2**20)
+    blob = origin.resolve()
+    digest = hashlib.sha256()
+    with blob.open("rb") as source, part.open("wb") as copy:
+        while chunk := source.read(1 << 20):
+            digest.update(chunk)
+            copy.write(chunk)
         copy.flush()
         os.fsync(copy.fileno())
+    if SHA256.fullmatch(blob.name) and digest.hexdigest() != blob.name:
+        part.unlink()
+        raise SourceError(
+            f"{origin.name}: the file in the hub's cache is damaged or cut off; delete {blob} and "
+            "fetch again"
+        )
     part.replace(target)
     sync_folder(target.parent)
