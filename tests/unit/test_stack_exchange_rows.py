@@ -136,6 +136,13 @@ def test_blank_lines_comments_and_a_missing_last_line_end_are_no_rows():
     assert rows_of(b"\n") == ([], True)
 
 
+def test_a_reference_cut_by_the_end_of_a_value_is_none():
+    for left, right in (("a&am", "p;b"), ("&", "lt;"), ("&lt", ";"), ("&lt;", ";")):
+        chunk = f'<row Id="1" Body="{left}" />\n<row Id="2" Body="{right}" />\n'.encode()
+
+        assert rows_of(chunk)[0] == rows_by_lxml(chunk)
+
+
 def test_two_rows_on_one_line_are_both_read():
     chunk = (PLAIN + question(3).strip() + answer(4, 3).strip() + "\n").encode()
 

@@ -65,9 +65,13 @@ def replace_references(column: pa.StringArray) -> tuple[pa.StringArray, int] | N
         pa.binary(), len(cuts) - 1, [None, pa.py_buffer(cuts), pa.py_buffer(written)]
     )
     kept = pieces.take(pa.array(np.arange(0, len(cuts) - 1, 2, dtype=np.int32)))
-    removed = np.concatenate([[0], np.cumsum(TAIL[slots])])
-    moved = offsets - offsets[0]
-    moved = (moved - removed[np.searchsorted(starts, moved)]).astype(np.int32)
+    # Where a value starts among the pieces that were kept: that far into the piece it starts in.
+    old = offsets - offsets[0]
+    piece = np.searchsorted(starts, old)
+    if (ends[piece[1:] - 1][piece[1:] > 0] >= old[1:][piece[1:] > 0]).any():
+        return None  # one value ends with "&am" and the next starts with "p;"
+    begins = np.frombuffer(kept.buffers()[1], dtype=np.int32, count=len(kept) + 1)
+    moved = begins[piece] + old - cuts[2 * piece]
     replaced = pa.StringArray.from_buffers(
         len(column), pa.py_buffer(moved), kept.buffers()[2], column.buffers()[0]
     )
