@@ -22,6 +22,7 @@ from pipelines.sources.code_files import (
 )
 from pipelines.sources.extract import Form, Skipped, extract_units
 from pipelines.sources.licenses import is_allowed, nearest_license, spdx_of
+from pipelines.sources.notebooks import SUFFIX, flatten_notebook
 from pipelines.syntax import BadSyntax, parse_python
 
 UNKNOWN_LICENSE = "unknown"
@@ -82,6 +83,8 @@ def _read_file(path: Path, name: str, params: Params) -> Iterator[Row | Skipped]
     if clean_text(name) is None:
         raise Unusable("bad_file_name")
     text = read_source(path, params["max_bytes"])
+    if suffix_of(name) == SUFFIX:
+        text = _checked(flatten_notebook(text))
     generated = not params["include_generated"] and is_generated(name, text)
     if generated and name not in params["handwritten"]:
         raise Unwanted("generated")
@@ -118,6 +121,13 @@ def _read_file(path: Path, name: str, params: Params) -> Iterator[Row | Skipped]
             completion=unit.completion,
             meta=canonical(meta),
         )
+
+
+def _checked(text: str) -> str:
+    # JSON can spell characters that no file could hold.
+    if clean_text(text) is None:
+        raise Unusable("not_text", "NUL or a lone surrogate in a cell")
+    return text
 
 
 def _license_of(name: str, text: str, params: Params) -> str:

@@ -1,5 +1,6 @@
 """A checkout is read as git sees it; other projects' code and programs' output are left out."""
 
+import json
 import subprocess
 
 import pytest
@@ -140,6 +141,37 @@ def test_files_of_other_languages_are_whole_records_and_python_is_cut_as_well(tm
     assert manifest.counts.quarantined == {"not_utf8": 1}
 
 
+def test_notebooks_are_read_cell_by_cell_without_their_outputs(tmp_path):
+    code = {
+        "cell_type": "code",
+        "source": ["import x\n", "x.y"],
+        "outputs": [{"data": "AAAA" * 99}],
+    }
+    prose = {"cell_type": "markdown", "source": "# Title\n\ntext"}
+    raw = {"cell_type": "raw", "source": "no"}
+    files = {
+        "a.ipynb": {"cells": [prose, raw, code, {"cell_type": "code", "source": []}]},
+        "old.ipynb": {"worksheets": [{"cells": [{"cell_type": "code", "input": "print 1"}]}]},
+        "b.ipynb": {"cells": {}}, "c.ipynb": [1], "d.ipynb": {"cells": ["x"]},
+        "e.ipynb": {"cells": [{"source": [1]}]}, "f.ipynb": {"cells": []},
+        "g.ipynb": {"cells": [{"cell_type": "code", "source": "\0"}]},
+        "h.ipynb": {"worksheets": [3]}, "k.ipynb": {"worksheets": 3},
+    }  # fmt: skip
+    texts = {name: json.dumps(value) for name, value in files.items()}
+    write_files(tmp_path / "code", {**texts, "i.ipynb": "[" * 3000, "j.ipynb": "{"})
+
+    rows, manifest = collect(tmp_path, extensions=[".ipynb"])
+
+    assert [(row["id"], row["text"]) for row in rows] == [
+        (
+            "s:a.ipynb",
+            "# %% [markdown]\n# # Title\n#\n# text\n\n# %%\nimport x\nx.y\n",
+        ),
+        ("s:old.ipynb", "# %%\nprint 1\n"),
+    ]
+    assert manifest.counts.quarantined == {"empty": 1, "no_notebook": 8, "not_text": 1}
+
+
 def test_only_files_under_the_wanted_licenses_are_kept_and_the_others_counted(tmp_path):
     def spdx(expression):
         return f"# SPDX-License-Identifier: {expression}\nx = 1\n"
@@ -222,4 +254,10 @@ def test_generated_files_are_told_by_what_they_say_at_their_top(name, text, gene
 def test_languages_are_told_by_the_last_suffix():
     names = ["a.py", "x/b.CPP", "c.tar.gz", "Makefile", "d.ipynb"]
 
-    assert list(map(language_of, names)) == ["Python", "C++", "unknown", "unknown", "unknown"]
+    assert list(map(language_of, names)) == [
+        "Python",
+        "C++",
+        "unknown",
+        "unknown",
+        "Jupyter Notebook",
+    ]
