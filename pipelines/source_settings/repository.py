@@ -17,16 +17,17 @@ class RepositorySource(EverySource):
 
     Where it comes from, the first that is given: `path` is a folder or an archive (sdist, wheel,
     zip, tar), `distribution` an installed package, `repository` OWNER/NAME on GitHub or its URL.
-    `revision` is a tag, branch or commit there ("" being the default branch) and is resolved to a
-    commit; a token in the environment variable GITHUB_TOKEN is optional. `api_url` and `raw_url`
-    name another server than github.com. Files over `max_file_bytes` are not fetched.
+    `revision` is a tag, branch or commit there (by default the default branch) and is resolved to
+    a commit. `api_url` and `raw_url` name another server than github.com. A token is optional:
+    GITHUB_TOKEN in the environment for github.com, GITHUB_ENTERPRISE_TOKEN for other servers.
+    Files over `max_file_bytes` are not fetched.
 
     What of it is read: files with one of the `extensions`, less those that match a glob in
     `exclude`, those that .gitignore names, other projects' code (`include_vendored`) and what
     programs wrote (`include_generated`). `licenses` keeps files under one of these only.
 
     What is made of it: `kinds` of records. Functions, methods and classes are those of Python with
-    a docstring; files of any language are whole. `completion` is `seed` (the docstring cut out,
+    a docstring; files of any language are whole, notebooks without their outputs. `completion` is `seed` (the docstring cut out,
     its line left blank, as in the project's seed data) or `clean` (the line goes, too).
     `strip_doctests` takes interactive sessions out of docstrings.
     """
