@@ -27,9 +27,9 @@ class RepositorySource(EverySource):
     programs wrote (`include_generated`). `licenses` keeps files under one of these only.
 
     What is made of it: `kinds` of records. Functions, methods and classes are those of Python with
-    a docstring; files of any language are whole, notebooks without their outputs. `completion` is `seed` (the docstring cut out,
-    its line left blank, as in the project's seed data) or `clean` (the line goes, too).
-    `strip_doctests` takes interactive sessions out of docstrings.
+    a docstring; files of any language are whole, notebooks without their outputs. `completion` is
+    `seed` (the docstring cut out, its line left blank, as in the project's seed data) or `clean`
+    (the line goes, too). `strip_doctests` takes interactive sessions out of docstrings.
     """
 
     FETCHES: ClassVar[tuple[str, ...]] = (
