@@ -220,11 +220,15 @@ def test_a_dataset_saved_to_disk_is_read_by_its_splits(tmp_path):
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "in"))
 
     records, _ = collect(tmp_path, dataset_source(tmp_path / "in"))
-    (tmp_path / "in/train/data-00000-of-00001.arrow").unlink()
 
     assert [body(record) for record in records] == BODIES
     splits = [json.loads(record["meta"])["split"] for record in records]
     assert splits == ["train", "train", "test"]
+    (tmp_path / "in/train/data-00000-of-00001.arrow").unlink()
+    with pytest.raises(
+        SourceError, match=r"state\.json lists data-00000-of-00001\.arrow, which is"
+    ):
+        collect(tmp_path, dataset_source(tmp_path / "in"), store="again")
 
 
 def test_both_layouts_of_code_alpaca_are_read(tmp_path):

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from pipelines.errors import SourceError
+from pipelines.recipe import Template
+from pipelines.render.templates import get_template
 from tests.assets.curation import write_files
 from tests.assets.datasets import ALPACA, SEED_001, SEED_003, body, collect, dataset_source, lines
 
@@ -104,6 +106,39 @@ def test_instruction_and_input_stay_apart(tmp_path):
     assert body(without) == ("Name a prime.", "7")
     assert "instruction_chars" not in without["meta"]
     assert joined["prompt"] == "Add the numbers.\n\n1 and 2"
+
+
+def test_the_alpaca_template_renders_both_variants_to_the_byte(tmp_path):
+    records, _ = read_rows(tmp_path, *ALPACA)
+    template = get_template(Template(name="alpaca"))
+
+    with_input, without = (
+        "".join(piece.text for piece in template.render_prompt(record)) for record in records
+    )
+
+    assert with_input == (
+        "Below is an instruction that describes a task, paired with an input that provides further "
+        "context. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nAdd the numbers.\n\n### Input:\n1 and 2\n\n### Response:"
+    )
+    assert without == (
+        "Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nName a prime.\n\n### Response:"
+    )
+
+
+def test_pairs_of_one_question_stay_in_one_group(tmp_path):
+    rows = [
+        {"qid": 7, "question": "Hi", "response_j": text, "response_k": "no"} for text in ("a", "b")
+    ]
+
+    records, _ = read_rows(tmp_path, *rows)
+
+    assert [(r["id"], r["group"]) for r in records] == [
+        ("d:rows.jsonl:1", "d:7"),
+        ("d:rows.jsonl:2", "d:7"),
+    ]
 
 
 def test_every_instance_of_a_task_is_a_record_of_the_task(tmp_path):

@@ -25,6 +25,7 @@ from pipelines.sources.dataset.layout import (
     PARQUET,
     card_license,
     check_parts,
+    check_saved,
     kind_of,
     list_files,
     select_files,
@@ -121,6 +122,7 @@ def locate(source: DatasetSource) -> Raw:
         found = list(list_files(root))
         names = _select(source, select_files(found, source.files, source.exclude))
         check_parts(root, names)
+        check_saved(root, found)
         named = card_license(root)
         licenses = {**({"": named} if named else {}), **folder_licenses(root, found)}
     if not names:

@@ -47,6 +47,12 @@ class _Shard:
     def full(self) -> bool:
         return self.params["limit"] is not None and self.records >= self.params["limit"]
 
+    def pass_over(self) -> None:
+        """Count the rows beyond the cap, which are not read."""
+        left = (self.unit.rows or self.rows) - self.rows
+        self.dropped["max_records"] += left
+        self.rows += left
+
     def reject(self, number: int, error: BadRow) -> None:
         counted = self.dropped if isinstance(error, UselessRow) else self.quarantined
         counted[error.reason] += 1
@@ -92,10 +98,10 @@ def extract(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
 
 def _records(shard: _Shard) -> Iterator[Row]:
     for numbered in read_unit(shard.unit, shard.columns):
-        shard.rows += 1
         if shard.full():
-            shard.dropped["max_records"] += 1
-            continue
+            shard.pass_over()
+            return
+        shard.rows += 1
         try:
             made = _read_row(numbered, shard)
         except BadRow as error:

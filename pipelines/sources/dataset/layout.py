@@ -122,7 +122,7 @@ def select_files(
 
 
 def check_parts(root: Path, names: Iterable[str]) -> None:
-    """Raise SourceError where a dataset in numbered parts, or one saved to disk, lacks some."""
+    """Raise SourceError where a dataset in numbered parts lacks some."""
     parts: dict[tuple[str, str, str], set[int]] = {}
     for name in names:
         found = PART_NAME.fullmatch(name)
@@ -136,12 +136,15 @@ def check_parts(root: Path, names: Iterable[str]) -> None:
                 f"{root}: {len(missing)} of {int(total)} parts are missing, the first is {shown}; "
                 "download the dataset again, or name the files to read with `files:`"
             )
-    for folder in {str(PurePosixPath(name).parent) for name in names if name.endswith(".arrow")}:
-        _check_state(root / folder)
+
+
+def check_saved(root: Path, found: Iterable[str]) -> None:
+    """Raise SourceError where a folder written by `save_to_disk` lacks a file it lists."""
+    for name in sorted(name for name in found if PurePosixPath(name).name == "state.json"):
+        _check_state(root / PurePosixPath(name).parent)
 
 
 def _check_state(folder: Path) -> None:
-    """Raise SourceError where a folder written by `save_to_disk` lacks a file it lists."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         listed = [str(file["filename"]) for file in state["_data_files"]]

@@ -171,10 +171,13 @@ def _lines(unit: Unit) -> Iterator[bytes]:
         if unit.start:
             file.seek(unit.start - 1)
             _skip_line(file)
-        while file.tell() < unit.end:
+        at = file.tell()
+        while at < unit.end:
             line = file.readline(MAX_ROW_BYTES + 1)
+            at += len(line)
             if len(line) > MAX_ROW_BYTES and not line.endswith(b"\n"):
                 _skip_line(file)
+                at = file.tell()
             yield line
 
 
