@@ -9,11 +9,11 @@ import re
 from dataclasses import dataclass
 
 from pipelines.sources.html_text import (
+    LINE_STARTS,
     RISKY,
     code_span,
     escape_brackets,
     escape_line_starts,
-    link_target,
     settle_escapes,
 )
 
@@ -53,33 +53,26 @@ class Inline:
 
     kind: str
     at: int
-    url: str = ""
-    title: str = ""
+    target: str = ""
     nested: int = 0
 
 
 class Blocks:
     """Collects inline text into blocks and blocks into a Markdown document."""
 
-    __slots__ = (
-        "blank", "cells", "first", "floor", "gap", "heading", "inline", "last_list", "out",
-        "parts", "rest", "risky", "skipped", "stack",
-    )  # fmt: skip
+    # The state at the start; most documents never change most of it.
+    gap = first = rest = heading = ""
+    blank = "\n\n"
+    floor = 0
+    risky = special = cells = False
+    last_list = (-1, "")
 
     def __init__(self) -> None:
         self.out: list[str] = []
-        self.gap = ""
-        self.first = self.rest = ""
-        self.blank = "\n\n"
-        self.stack: list[Container] = []
-        self.skipped: dict[str, int] = {}
-        self.floor = 0
         self.parts: list[str] = []
         self.inline: list[Inline] = []
-        self.heading = ""
-        self.risky = False
-        self.cells = False
-        self.last_list = (-1, "")
+        self.stack: list[Container] = []
+        self.skipped: dict[str, int] = {}
 
     # -- blocks
 
@@ -99,23 +92,38 @@ class Blocks:
         parts = self.parts
         if self.inline:
             self._suspend()
-        text = "".join(parts).strip(_BLANK)
+        text = (parts[0] if len(parts) == 1 else "".join(parts)).strip(_BLANK)
         parts.clear()
         if text:
             self.paragraph(text)
 
     def paragraph(self, text: str) -> None:
         """Write stripped inline text as a paragraph, a heading or a part of a table cell."""
+        if self.special:
+            text = self._finish(text)
+        elif text[0] in LINE_STARTS or "\n" in text:
+            text = escape_line_starts(text)
+        if self.rest or self.first:
+            self.emit(text)
+        else:
+            self.out += (self.gap, text)
+            self.gap = self.blank
+
+    def _finish(self, text: str) -> str:
         if self.risky and RISKY in text:
             text = settle_escapes(text)
         if self.heading:
             text = heading_line(self.heading, text)
-            self.heading = ""
-        elif self.cells:
-            text = text.replace(BREAK, "<br>").replace("\n", " ")
-        else:
-            text = escape_line_starts(text)
-        self.emit(text)
+            self.set_heading("")
+            return text
+        if self.cells:
+            return text.replace(BREAK, "<br>").replace("\n", " ")
+        return escape_line_starts(text)
+
+    def set_heading(self, mark: str) -> None:
+        """Make the next block a heading, or no heading."""
+        self.heading = mark
+        self.special = self.risky or self.cells or bool(mark)
 
     def open_container(self, name: str, first: str, rest: str) -> Container | None:
         """Open a container whose lines carry a prefix; None where it is too deep for one."""
@@ -163,13 +171,13 @@ class Blocks:
 
     # -- inline text
 
-    def open_inline(self, kind: str, url: str = "", title: str = "") -> None:
+    def open_inline(self, kind: str, target: str = "") -> None:
         """Open an inline element; one within one of its own kind has no effect."""
         for entry in self.inline:
             if entry.kind == kind:
                 entry.nested += 1
                 return
-        self.inline.append(Inline(kind, len(self.parts), url, title))
+        self.inline.append(Inline(kind, len(self.parts), target))
 
     def close_inline(self, kind: str) -> None:
         """Close an inline element, and reopen those opened within it that are still open."""
@@ -196,7 +204,7 @@ class Blocks:
         """Put the marks of an element around its text; blanks at its ends go outside."""
         parts = self.parts
         content = "".join(parts[entry.at :])
-        if entry.kind == "a" and entry.url and ("[" in content or "]" in content):
+        if entry.kind == "a" and entry.target and ("[" in content or "]" in content):
             content = escape_brackets(parts[entry.at :])
         del parts[entry.at :]
         text = content.strip(_BLANK)
@@ -206,8 +214,10 @@ class Blocks:
         start = content.find(text[0])
         if start:
             self.append(content[:start])
-        if entry.kind == "a":
-            self.append_link(text, entry.url, entry.title)
+        if entry.kind == "a" and entry.target:
+            self.append_bracket(f"[{text}]({entry.target})")
+        elif entry.kind == "a":
+            parts.append(text)
         else:
             self.append_marked(entry.kind, text)
         if start + len(text) < len(content):
@@ -252,13 +262,6 @@ class Blocks:
             span = f" {span}"
         if span:
             parts.append(span)
-
-    def append_link(self, text: str, url: str, title: str) -> None:
-        """Append a link; without a target only its text."""
-        if not url:
-            self.parts.append(text)
-            return
-        self.append_bracket(f"[{text}]({link_target(url, title)})")
 
     def append_bracket(self, text: str) -> None:
         """Append what begins with a bracket; an exclamation mark before it would change it."""

@@ -157,7 +157,7 @@ def _end_details(walker: Walker, i: int) -> int:
 def _start_summary(walker: Walker, i: int) -> int:
     walker.flush()
     if walker.stack and walker.stack[-1].name == "details":
-        walker.heading = "<summary>"
+        walker.set_heading("<summary>")
         if walker.out and walker.out[-1].endswith("<details>"):
             walker.gap = "\n"
     walker.tail(walker.texts[i])
@@ -166,7 +166,7 @@ def _start_summary(walker: Walker, i: int) -> int:
 
 def _end_summary(walker: Walker, i: int) -> int:
     walker.flush()
-    walker.heading = ""
+    walker.set_heading("")
     walker.tail(walker.texts[i])
     return i + 1
 

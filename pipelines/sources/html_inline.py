@@ -16,6 +16,10 @@ _KINDS = {
     "var": "em", "del": "del", "s": "del", "strike": "del", "sub": "sub", "sup": "sup",
     "kbd": "kbd", "q": "q",
 }  # fmt: skip
+# Nearly every link of a post; what the address needs to be quoted for is not in it.
+_SIMPLE_LINK = re.compile(
+    r' href="([^"\\<>()&\x00-\x20\x7f]++)"(?: class="[^"]*+")?(?: rel="[^"]*+")?'
+)
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,31}:[^\s<>\x00-\x20\x7f]*+\Z")
 _LANGUAGE = re.compile(
     r"(?:[\s\"'=](?:lang|language|highlight-source)-"
@@ -52,40 +56,46 @@ def _end_mark(walker: Walker, i: int) -> int:
 
 
 def _start_link(walker: Walker, i: int) -> int:
-    rest, text, title = walker.rests[i], walker.texts[i], ""
-    if rest[:7] == ' href="' and " title" not in rest:
-        url = rest[7 : rest.find('"', 7)]
-        if "&" in url:
-            url = unescape(url)
+    text = walker.texts[i]
+    simple = _SIMPLE_LINK.fullmatch(walker.rests[i])
+    if simple:
+        target = url = simple[1]
     else:
-        given = attributes(rest)
-        url, title = given.get("href", ""), given.get("title", "")
+        given = attributes(walker.rests[i])
+        url = given.get("href", "")
+        target = link_target(url, given.get("title", ""))
     if walker.inline:
         walker.close_inline("a")
-    if walker.names[i + 1] == "/a" and text and text[0] not in BLANK and text[-1] not in BLANK:
-        if is_address(walker.raws[i], url) and not title:
-            walker.parts.append(f"<{unescape(walker.raws[i])}>")
-        else:
-            if "[" in text or "]" in text:
-                text = escape_brackets([text])
-            walker.append_link(text, url, title)
-        i += 1
-        text = walker.texts[i]
-        if text:
-            walker.parts.append(text)
+    if not (
+        url
+        and walker.names[i + 1] == "/a"
+        and text
+        and text[0] not in BLANK
+        and text[-1] not in BLANK
+    ):
+        walker.open_inline("a", target)
+        walker.append(text)
         return i + 1
-    walker.open_inline("a", url, title)
-    walker.append(text)
+    if (walker.raw(i) == url or url[:7] == "mailto:") and target[-1] != '"':
+        text = _autolink(walker.raw(i), url) or f"[{text}]({target})"
+    else:
+        if "[" in text or "]" in text:
+            text = escape_brackets([text])
+        text = f"[{text}]({target})"
+    walker.append_bracket(text)
+    i += 1
+    text = walker.texts[i]
+    if text:
+        walker.parts.append(text)
     return i + 1
 
 
-def is_address(raw: str, url: str) -> bool:
-    """Return whether a link's text is its own absolute address or the address of a mail."""
-    if "&" in raw:
-        raw = unescape(raw)
-    if raw == url:
-        return _ABSOLUTE.match(url) is not None
-    return url == f"mailto:{raw}" and "@" in raw and _ABSOLUTE.match(url) is not None
+def _autolink(raw: str, url: str) -> str:
+    """Return `<url>` where a link's text is its own absolute address, or a mail's; else nothing."""
+    text = unescape(raw)
+    if (text == url or (url == f"mailto:{text}" and "@" in text)) and _ABSOLUTE.match(url):
+        return f"<{text}>"
+    return ""
 
 
 def _end_link(walker: Walker, i: int) -> int:
@@ -127,20 +137,20 @@ def _code(walker: Walker, i: int) -> int:
 def _pre(walker: Walker, i: int) -> int:
     if walker.parts:
         walker.flush()
-    names, rests, raws = walker.names, walker.rests, walker.raws
+    names, rests = walker.names, walker.rests
     given, closed = rests[i], True
-    if names[i + 1] == "code":
-        inner = rests[i + 1]
-        if inner[:1] == ">" and names[i + 2] == "/pre" and not raws[i] and not raws[i + 1]:
-            code = unescape(inner[1:-6])
-            i += 2
-        else:
-            given += inner
-            code, i, closed = _gather_block(walker, i)
+    inner = rests[i + 1] if names[i + 1] == "code" else ""
+    if inner[:1] == ">" and names[i + 2] == "/pre" and not (walker.raw(i) or walker.raw(i + 1)):
+        code = inner[1:-6]
+        if "&" in code:
+            code = unescape(code)
+        i += 2
     else:
+        given += inner
         code, i, closed = _gather_block(walker, i)
     if code and not code.isspace():
-        walker.emit(fenced_block(code, _language(walker, given)))
+        language = _language(walker, given) if given or walker.hinted else ""
+        walker.emit(fenced_block(code, language))
     if not closed:
         return i
     walker.tail(walker.texts[i])
@@ -149,7 +159,7 @@ def _pre(walker: Walker, i: int) -> int:
 
 def _gather_block(walker: Walker, i: int) -> tuple[str, int, bool]:
     code, end, closed, _ = walker.gather(i, "/pre")
-    if walker.raws[i][:1] == "\n":  # HTML ignores a line end right behind the tag
+    if walker.raw(i)[:1] == "\n":  # HTML ignores a line end right behind the tag
         code = code[1:]
     return code, end, closed
 
@@ -166,6 +176,7 @@ def _language(walker: Walker, given: str) -> str:
 
 
 def _hint(walker: Walker, i: int) -> int:
+    walker.hinted = True
     _, scope, language = walker.rests[i].split(" ")
     if scope:
         walker.hint_all = language

@@ -13,7 +13,7 @@ author put them. `data:` addresses of images are dropped, their alternative text
 import re
 
 from pipelines.sources import html_containers, html_inline, html_tables, html_walk
-from pipelines.sources.html_text import prepare_prose
+from pipelines.sources.html_text import CHUNK, prepare_prose
 from pipelines.sources.html_walk import RAW_TEXT, Handler, RawTextFound, Walker
 
 _ATTRIBUTES = r"[^>=]*+(?:=\s*+(?:\"[^\"]*+(?:\"|\Z)|'[^']*+(?:'|\Z)|(?![\"'])[^\s>]*+)[^>=]*+)*+"
@@ -29,6 +29,7 @@ _NO_TEXT = re.compile(
     rf"|/?[a-zA-Z]{_ATTRIBUTES}(?:>|\Z))",
     re.DOTALL | re.IGNORECASE,
 )
+_NOT_A_TAG = re.compile("<[!?]")
 _HINT = re.compile(r"\s*language(-all)?:\s*(?:lang(?:uage)?-)?([\w+#.-]+)\s*\Z")
 _HANDLERS: dict[str, Handler] = {
     **html_walk.HANDLERS,
@@ -48,25 +49,26 @@ def html_to_markdown(html: str) -> str:
         html = html.replace("\x01", "\N{REPLACEMENT CHARACTER}")
     if "\r" in html:
         html = html.replace("\r\n", "\n").replace("\r", "\n")
-    if "<!" in html or "<?" in html:
-        html = _NO_TEXT.sub(_replace_without_text, html)
     try:
-        return _convert(html)
+        return _convert(html, cut=False)
     except RawTextFound:
-        return _convert(_NO_TEXT.sub(_replace_without_text, html))
+        return _convert(_NO_TEXT.sub(_replace_without_text, html), cut=True)
 
 
-def _convert(html: str) -> str:
+def _convert(html: str, *, cut: bool) -> str:
+    """Convert; raise RawTextFound if comments and the like are not yet `cut` and there are any."""
     tokens = _TAGS.split(html)
     if len(tokens) > 1 and not tokens[-1] and html[-1] != ">":
         tokens = _resplit_cut_tag(html, tokens)
-    names, raws = tokens[1::3], tokens[3::3]
-    texts, risky = prepare_prose(tokens[::3])
-    names += ("", "")
+    prose = CHUNK.join(tokens[::3])
+    if "<" in prose and not cut and _NOT_A_TAG.search(prose):
+        raise RawTextFound
+    texts, risky = prepare_prose(prose)
     lead = texts.pop(0)
-    walker = Walker(names, tokens[2::3], raws, texts)
-    walker.risky = risky
-    return walker.convert(lead, _HANDLERS)
+    walker = Walker(tokens, texts, _HANDLERS)
+    if risky:
+        walker.risky = walker.special = True
+    return walker.convert(lead)
 
 
 def _resplit_cut_tag(html: str, tokens: list[str]) -> list[str]:

@@ -134,7 +134,7 @@ def _start_cell(walker: Walker, i: int) -> int:
         grid.outer = (walker.out, walker.gap, walker.first, walker.rest, walker.blank)
         grid.given = walker.rests[i]
         walker.out, walker.gap, walker.first, walker.rest = [], "", "", ""
-        walker.blank, walker.cells = "\n\n", True
+        walker.blank, walker.cells, walker.special = "\n\n", True, True
     walker.tail(walker.texts[i])
     return i + 1
 
@@ -153,7 +153,8 @@ def _leave_cell(walker: Walker, grid: Grid) -> None:
     walker.close_down_to(walker.floor)
     text = re.sub(r"\n+", "<br>", "".join(walker.out)).replace("|", "\\|")
     walker.out, walker.gap, walker.first, walker.rest, walker.blank = grid.outer
-    grid.outer, walker.cells, walker.heading = None, False, ""
+    grid.outer, walker.cells = None, False
+    walker.set_heading("")
     grid.add(text)
 
 

@@ -26,24 +26,26 @@ MATH = re.compile(
     r"|\\\$[^\x00$\\]*+(?:\\[^\x00$][^\x00$\\]*+)*+\\\$"
     r"|\\\((?:[^\x00\\]++|\\[^\x00()])*+\\\)"
     r"|\\\[(?:[^\x00\\]++|\\[^\x00\[\]])*+\\\]"
-    r"|(?<![\\$])\$(?=[^\s$])[^\x00$]*+(?<![\s\\])\$(?![\d$])"
-    r"|(?<![\\$])\$[^\x00$\\^_{]*+[\\^_{][^\x00$]*+\$)"
+    r"|\$(?<![\\$]\$)(?=[^\s$])[^\x00$]*+(?<![\s\\])\$(?![\d$])"
+    r"|\$(?<![\\$]\$)[^\x00$\\^_{]*+[\\^_{][^\x00$]*+\$)"
 )
-_STAR = re.compile(r"\*(?=\S)|(?<=\S)\*")
-_UNDERSCORE = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")
+_STAR = re.compile(r"\*(?:(?=\S)|(?<=\S\*))")
+_UNDERSCORES = re.compile("_+")
 _BACKSLASH = re.compile(r"\\(?=[!-#%-/:-@\[-`{-~\n\x00])")
 _ANGLE = re.compile(r"<(?=/?[A-Za-z][A-Za-z0-9-]*+(?:[\s/>:@.+\x00]|$)|[!?])")
 _ENTITY = re.compile(r"&(?=#[0-9]{1,7};|#[xX][0-9a-fA-F]{1,6};|[A-Za-z][A-Za-z0-9]*;)")
 _BRACKET = re.compile(r"\](?=[(\x00])")
-_BLANKS = re.compile(r"[ \t\f]*\n[ \t\n\f]*|[ \t\f]{2,}|[\t\f]")
+# Patterns that begin with a literal are searched by jumping from one to the next.
+_BLANK_AT_LINE_END = re.compile(r"\n(?: |(?<= \n))")
 _LINE_START = re.compile(
-    r"^[ \t]*(?:(#{1,6}(?=[ \t\n]|$)|>|[-+*](?=[ \t\n]|$)|[=|:-][ \t=|:-]*$|~~~"
-    r"|\[[^\]\n]{1,999}\]:)|(\d{1,9})(?=[.)](?:[ \t\n]|$)))",
-    re.MULTILINE,
+    r"\n(?:(#{1,6}(?=[ \t\n]|\Z)|>|[-+*](?=[ \t\n]|\Z)|[=|:-][ \t=|:-]*(?=\n|\Z)|~~~"
+    r"|\[[^\]\n]{1,999}\]:)|(\d{1,9})(?=[.)](?:[ \t\n]|\Z)))"
 )
+_LATER_LINE_START = re.compile(r"\n[#>+*=|:~\[0-9\n-]")
+_AROUND_LINE_END = re.compile(r" *+\n *+")
 _BRACKETS = re.compile(r"\\.|[\[\]]", re.DOTALL)
 _ODD_URL = re.compile(r"[\x00-\x20<>\\\x7f]")
-_STARTS = frozenset("#>-+*=|:~[0123456789")
+LINE_STARTS = frozenset("#>-+*=|:~[0123456789")
 
 
 def unescape(text: str) -> str:
@@ -56,19 +58,29 @@ def unescape(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-def prepare_prose(chunks: list[str]) -> tuple[list[str], bool]:
-    """Decode, escape and tidy all text outside code at once; return it and whether it is risky."""
-    text = CHUNK.join(chunks)
+def prepare_prose(text: str) -> tuple[list[str], bool]:
+    """Decode, escape and tidy all text outside code at once; return it and whether it is risky.
+
+    The chunks of text between tags are separated by CHUNK.
+    """
     if "&" in text:
         text = unescape(text)
     if "$" in text or "\\" in text:
         pieces = MATH.split(text)
         for at in range(0, len(pieces), 2):  # text, math, text, ...
-            pieces[at] = _escape(pieces[at])
+            pieces[at] = _escape(_tidy_line_ends(pieces[at]))
         text = "".join(pieces)
     else:
-        text = _escape(text)
+        text = _escape(_tidy_line_ends(text))
     return text.split(CHUNK), RISKY in text
+
+
+def _tidy_line_ends(text: str) -> str:
+    if "\t" in text or "\f" in text:
+        text = text.replace("\t", " ").replace("\f", " ")
+    if _BLANK_AT_LINE_END.search(text):
+        text = _AROUND_LINE_END.sub("\n", text)
+    return text
 
 
 def _escape(text: str) -> str:
@@ -79,31 +91,28 @@ def _escape(text: str) -> str:
     if "*" in text:
         text = _STAR.sub(f"{RISKY}*", text)
     if "_" in text:
-        text = _UNDERSCORE.sub(_mark_each, text)
+        text = _UNDERSCORES.sub(_mark_underscores, text)
     if "`" in text:
         text = text.replace("`", f"{RISKY}`")
-    if "~~" in text:
+    if "~" in text:
         text = text.replace("~~", f"{RISKY}~~")
     if "<" in text:
         text = _ANGLE.sub(r"\\<", text)
-    if "](" in text or "]\x00" in text:
+    if "]" in text:
         text = _BRACKET.sub(_escape_bracket, text)
-    if "  " in text or "\t" in text or " \n" in text or "\n " in text or "\f" in text:
-        text = _BLANKS.sub(_collapse, text)
     return text
 
 
-def _mark_each(match: re.Match[str]) -> str:
-    return f"{RISKY}_" * len(match[0])
+def _mark_underscores(match: re.Match[str]) -> str:
+    text, (start, end) = match.string, match.span()
+    if start and end < len(text) and text[start - 1].isalnum() and text[end].isalnum():
+        return match[0]
+    return f"{RISKY}_" * (end - start)
 
 
 def _escape_bracket(match: re.Match[str]) -> str:
     follows = match.string[match.end() : match.end() + 2]
     return "\\]" if follows[0] == "(" or follows == "\x00(" else "]"
-
-
-def _collapse(match: re.Match[str]) -> str:
-    return "\n" if "\n" in match[0] else " "
 
 
 def settle_escapes(block: str) -> str:
@@ -119,19 +128,18 @@ def settle_escapes(block: str) -> str:
 
 def escape_line_starts(block: str) -> str:
     """Escape what would open a heading, quote, list, rule, table or reference; not in math."""
-    if block[0] not in _STARTS and "\n" not in block:
+    if block[0] not in LINE_STARTS and not _LATER_LINE_START.search(block):
         return block
-    if "\n" in block:
-        if "\n\n" in block:
-            block = re.sub(r"\n{2,}", "\n", block)
-        if "$" in block or "\\" in block:
-            return _outside_math(block)
-    return _LINE_START.sub(_escape_start, block)
+    if "\n\n" in block:
+        block = re.sub(r"\n{2,}", "\n", block)
+    if "$" in block or "\\" in block:
+        return _outside_math(f"\n{block}")[1:]
+    return _LINE_START.sub(_escape_start, f"\n{block}")[1:]
 
 
 def _outside_math(block: str) -> str:
     spans = [match.span() for match in MATH.finditer(block)]
-    # Dropping the spans a match starts in needs one pass: both come in order of position.
+    # Both come in order of position, so one pass finds the lines that do not start in math.
     result, done, at = [], 0, 0
     for match in _LINE_START.finditer(block):
         while at < len(spans) and spans[at][1] <= match.start():
@@ -144,7 +152,7 @@ def _outside_math(block: str) -> str:
 
 
 def _escape_start(match: re.Match[str]) -> str:
-    return f"\\{match[1]}" if match[1] else f"{match[2]}\\"
+    return f"\n\\{match[1]}" if match[1] else f"\n{match[2]}\\"
 
 
 def code_span(code: str) -> str:
@@ -163,7 +171,7 @@ def code_span(code: str) -> str:
 def fenced_block(code: str, language: str) -> str:
     """Return a fenced code block; one line end of the code is the one before the closing fence."""
     marks = "```"
-    if marks in code:
+    if "`" in code and marks in code:
         marks = "`" * (longest_run(code) + 1)
     if code[-1:] == "\n":
         return f"{marks}{language}\n{code}{marks}"
@@ -180,12 +188,13 @@ def link_target(url: str, title: str) -> str:
     url = url.strip(" \t\n\f")
     if url[:5] in ("data:", "DATA:"):
         url = ""
-    url = _ODD_URL.sub(_percent, url)
+    if _ODD_URL.search(url):
+        url = _ODD_URL.sub(_percent, url)
     if ("(" in url or ")" in url) and not balanced(url, "(", ")"):
         url = f"<{url}>"
     if not title:
         return url
-    quoted = _BLANKS.sub(" ", title).replace("\\", "\\\\").replace('"', '\\"')
+    quoted = " ".join(title.split()).replace("\\", "\\\\").replace('"', '\\"')
     return f'{url} "{quoted}"'
 
 
@@ -195,7 +204,7 @@ def _percent(match: re.Match[str]) -> str:
 
 def escape_label(text: str) -> str:
     """Return the alternative text of an image, decoded and escaped, on one line."""
-    chunks, risky = prepare_prose([text])
+    chunks, risky = prepare_prose(text.replace(CHUNK, ""))
     label = chunks[0].replace("\n", " ").strip(" ")
     if risky:
         label = settle_escapes(label)

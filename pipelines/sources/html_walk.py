@@ -22,6 +22,7 @@ _BLOCK_NAMES = frozenset(
     "optgroup select legend listing xmp".split()
 )
 _BLOCKS = _BLOCK_NAMES | {f"/{name}" for name in _BLOCK_NAMES}
+_END = ("", "")
 _SCOPES = frozenset("ul ol li blockquote td th tr table dl dd".split())
 
 Handler = Callable[["Walker", int], int]
@@ -46,28 +47,29 @@ class Gathered(NamedTuple):
 class Walker(Blocks):
     """Writes Markdown from names, attributes and texts of tags; `texts[i]` follows tag i.
 
-    `raws` are the texts as they stand in the HTML.
+    `tokens` are text, name and attributes in turn, `texts` the same texts ready for Markdown.
     """
 
-    __slots__ = (
-        "grid", "handlers", "hint", "hint_all", "names", "raws", "rests", "texts",
-    )  # fmt: skip
+    hint = hint_all = ""
+    hinted = False
+    grid: object = None
 
-    def __init__(
-        self, names: list[str], rests: list[str], raws: list[str], texts: list[str]
-    ) -> None:
+    def __init__(self, tokens: list[str], texts: list[str], handlers: dict[str, Handler]) -> None:
         super().__init__()
-        self.names, self.rests, self.raws, self.texts = names, rests, raws, texts
-        self.hint = self.hint_all = ""
-        self.grid: object = None
-        self.handlers: dict[str, Handler] = {}
+        self.tokens, self.texts, self.handlers = tokens, texts, handlers
+        self.names, self.rests = tokens[1::3], tokens[2::3]
+        self.names += _END  # handlers look up to two tags ahead
 
-    def convert(self, lead: str, handlers: dict[str, Handler]) -> str:
+    def raw(self, i: int) -> str:
+        """Return the text after tag i as it stands in the HTML."""
+        return self.tokens[3 * i + 3]
+
+    def convert(self, lead: str) -> str:
         """Walk all tags and return the document; `lead` is the text before the first."""
-        self.handlers, names = handlers, self.names
+        names = self.names
         self.tail(lead)
         i, end = 0, len(names) - 2
-        known = handlers.get
+        known = self.handlers.get
         while i < end:
             i = known(names[i], unknown)(self, i)
         if self.parts:
@@ -84,9 +86,9 @@ class Walker(Blocks):
 
         A block ends inline code; the end of a list item, quote or cell around it ends a `pre`.
         """
-        names, rests, raws = self.names, self.rests, self.raws
+        names, rests = self.names, self.rests
         inline, depth, breaks = closing != "/pre", 0, False
-        pieces = [raws[i]]
+        pieces = [self.raw(i)]
         for at in range(i + 1, len(names) - 2):
             name = names[at].lower()
             if name == closing:
@@ -95,7 +97,7 @@ class Walker(Blocks):
                 depth += (name in _SCOPES) - (name[1:] in _SCOPES)
                 if inline or depth < 0:
                     return Gathered(unescape("".join(pieces)), at, closed=False, breaks=breaks)
-            raw = raws[at]
+            raw = self.raw(at)
             if name == "br":
                 breaks = True
                 raw = f"\n{raw.removeprefix(chr(10))}"
@@ -109,7 +111,8 @@ def attributes(rest: str) -> dict[str, str]:
     """Return the attributes of a tag, decoded; the first of two of one name counts."""
     found: dict[str, str] = {}
     for name, double, single, bare in _ATTRIBUTE.findall(rest):
-        found.setdefault(name.lower(), unescape(double or single or bare))
+        value = double or single or bare
+        found.setdefault(name.lower(), unescape(value) if "&" in value else value)
     return found
 
 
@@ -152,16 +155,31 @@ def _start_paragraph(walker: Walker, i: int) -> int:
     return i + 1
 
 
+def _end_paragraph(walker: Walker, i: int) -> int:
+    parts = walker.parts
+    if walker.inline:
+        walker.flush()
+    elif parts:
+        text = "".join(parts).strip(BLANK)
+        parts.clear()
+        if text:
+            walker.paragraph(text)
+    text = walker.texts[i]
+    if text and not text.isspace():
+        parts.append(text)
+    return i + 1
+
+
 def _start_heading(walker: Walker, i: int) -> int:
     walker.flush()
-    walker.heading = "#" * int(walker.names[i][1])
+    walker.set_heading("#" * int(walker.names[i][1]))
     walker.tail(walker.texts[i])
     return i + 1
 
 
 def _end_heading(walker: Walker, i: int) -> int:
     walker.flush()
-    walker.heading = ""
+    walker.set_heading("")
     walker.tail(walker.texts[i])
     return i + 1
 
@@ -195,6 +213,6 @@ def _find_raw_text(walker: Walker, i: int) -> int:
 HANDLERS: dict[str, Handler] = dict.fromkeys(_BLOCKS, block)
 HANDLERS |= {f"h{level}": _start_heading for level in range(1, 7)}
 HANDLERS |= {f"/h{level}": _end_heading for level in range(1, 7)}
-HANDLERS |= {"p": _start_paragraph, "hr": _rule, "br": _break, "/br": _break}
+HANDLERS |= {"p": _start_paragraph, "/p": _end_paragraph, "hr": _rule, "br": _break, "/br": _break}
 RAW_TEXT = ("script", "style", "iframe", "template", "title")
 HANDLERS |= dict.fromkeys(RAW_TEXT, _find_raw_text)
