@@ -31,6 +31,9 @@ SHOWN_PROBLEMS = 3
 MAX_FILE_BYTES = 1_000_000  # what curation.max_file_bytes is by default
 CODE = re.compile(r".*\.(?:py|pyi|js|ts|java|c|cc|cpp|h|hpp|go|rs|rb|php|cs|sh|scala|kt|swift)")
 ARCHIVE = re.compile(r".*\.(?:tar\.gz|tgz|tar|tar\.bz2|tar\.xz|zip|whl)")
+SUFFIXES = re.compile(
+    r"(?:\.(?:jsonl|ndjson|json|csv|tsv|parquet|arrow|feather|xml|tar|tgz|zip|whl|7z|gz|bz2|xz|zst))+$"
+)
 DUMP = re.compile(r"(?:.*[-/])?Posts\.xml(?:\.gz|\.7z)?|.*\.7z")
 # What the rows of message trees have, nested or flat.
 TREES = (
@@ -56,10 +59,12 @@ def detect_source(path: str | Path) -> dict[str, Any]:
             f"{path}: nothing here is known as code, rows (.jsonl, .json, .csv, .parquet, .arrow), "
             f"message trees or a Stack Exchange dump (source types: {', '.join(MODULES)})"
         )
-    name = given.name.partition(".")[0] if given.is_file() else given.name
+    name = SUFFIXES.sub("", given.name.lower()) if given.is_file() else given.name
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "data"
-    # Your own data need not say under which license you may use it.
-    entry = {"type": found, "id": slug, "path": str(given), "allow_unlicensed": True}
+    entry: dict[str, Any] = {"type": found, "id": slug, "path": str(given)}
+    if found != "stack-exchange":
+        # Your own data need not say under which license you may use it; a site's posts do.
+        entry["allow_unlicensed"] = True
     if found in PRESET_FILES.values():
         entry["allow_openai_outputs"] = True
     return entry

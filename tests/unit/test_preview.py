@@ -1,5 +1,6 @@
 """A preview says what would be read of a path, and gives the recipe entry that reads it."""
 
+import gzip
 import json
 
 import pytest
@@ -25,6 +26,9 @@ TREE = {"message_tree_id": "t", "prompt": {"message_id": "t", "text": "Hi", "rol
         ({"trees.jsonl": lines(TREE)}, "oasst"),
         ({"a.py": "x = 1\n", "b.py": "y = 2\n", "data.json": "[]"}, "repository"),
         ({"package/a.py": "x = 1\n"}, "repository"),
+        ({"Posts.xml": "<posts />", "Users.xml": "<users />"}, "stack-exchange"),
+        ({"stats.stackexchange.com.7z": b"7z"}, "stack-exchange"),
+        ({"qa.jsonl": lines({"code": "x", "question": "Why?", "answer": "So."})}, "code-qa"),
     ],
 )
 def test_the_source_type_is_told_by_what_a_folder_holds(tmp_path, files, kind):
@@ -34,6 +38,22 @@ def test_the_source_type_is_told_by_what_a_folder_holds(tmp_path, files, kind):
 
     assert (entry["type"], entry["id"]) == (kind, "my-data")
     assert entry["path"] == str(tmp_path / "My Data")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "slug"),
+    [
+        ("My Rows.v2.jsonl.gz", "dataset", "my-rows-v2"),
+        ("demo-1.0.tar.gz", "repository", "demo-1-0"),
+        ("stats.stackexchange.com.7z", "stack-exchange", "stats-stackexchange-com"),
+    ],
+)
+def test_a_file_or_archive_is_told_by_its_name(tmp_path, name, kind, slug):
+    write_files(tmp_path, {name: gzip.compress(lines(*ALPACA).encode())})
+
+    entry = detect_source(tmp_path / name)
+
+    assert (entry["type"], entry["id"]) == (kind, slug)
 
 
 def test_a_preview_shows_schema_counts_problems_and_records(tmp_path):
