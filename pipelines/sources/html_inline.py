@@ -176,12 +176,12 @@ def _language(walker: Walker, given: str) -> str:
 
 
 def _hint(walker: Walker, i: int) -> int:
+    fields = walker.rests[i].split(" ")
+    if len(fields) == 3 and fields[1] == "-all":
+        walker.hint_all = fields[2]
+    elif len(fields) == 3:
+        walker.hint = fields[2]
     walker.hinted = True
-    _, scope, language = walker.rests[i].split(" ")
-    if scope:
-        walker.hint_all = language
-    else:
-        walker.hint = language
     walker.append(walker.texts[i])
     return i + 1
 
