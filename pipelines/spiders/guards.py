@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 from scrapy import Request
 from scrapy.crawler import Crawler
-from scrapy.downloadermiddlewares.redirect import RedirectMiddleware
 from scrapy.downloadermiddlewares.robotstxt import RobotsTxtMiddleware
 from scrapy.exceptions import IgnoreRequest
 from scrapy.http import Response
@@ -149,14 +148,6 @@ class _PublicOnly:
 
     def resolutionComplete(self) -> None:  # noqa: N802
         self._receiver.resolutionComplete()
-
-
-class Redirects(RedirectMiddleware):  # type: ignore[misc]
-    """Scrapy's redirects, which drop credentials across hosts; without any Referer."""
-
-    def handle_referer(self, request: Request, response: Response) -> None:
-        """Send no Referer: an address may hold a key."""
-        request.headers.pop("Referer", None)
 
 
 class Robots(RobotsTxtMiddleware):  # type: ignore[misc]

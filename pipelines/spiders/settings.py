@@ -47,7 +47,7 @@ def scrapy_settings(request: dict[str, Any]) -> dict[str, Any]:
         "HTTPERROR_ALLOW_ALL": True,
         "REDIRECT_MAX_TIMES": MAX_REDIRECTS,
         "METAREFRESH_ENABLED": False,
-        "REFERER_ENABLED": False,
+        "REFERRER_POLICY": "no-referrer",  # an address may hold a key
         "COOKIES_ENABLED": False,
         "HTTPCACHE_ENABLED": False,
         "TELNETCONSOLE_ENABLED": False,
@@ -61,7 +61,5 @@ def scrapy_settings(request: dict[str, Any]) -> dict[str, Any]:
             f"{STOCK}.offsite.OffsiteMiddleware": None,
             f"{STOCK}.robotstxt.RobotsTxtMiddleware": None,
             "pipelines.spiders.guards.Robots": 100,
-            f"{STOCK}.redirect.RedirectMiddleware": None,
-            "pipelines.spiders.guards.Redirects": 600,
         },
     }

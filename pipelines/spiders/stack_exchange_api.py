@@ -91,6 +91,7 @@ class ApiClient:
         self._state = state
         self._now = now
         self._patience = Patience()
+        self._parsed: tuple[Answer, dict[str, Any] | None] | None = None
         self.requests = 0
 
     def get(self, method: str, query: dict[str, Any], ids: list[int] | None = None) -> Talk:
@@ -111,7 +112,7 @@ class ApiClient:
         answer = yield from ask_patiently(
             ask, self._now, self._patience, self._is_transient, self._wanted_quiet
         )
-        wrapper = parse_wrapper(answer)
+        wrapper = self._parse(answer)
         if wrapper is None or "error_id" in wrapper:
             raise SourceError(f"{ask.name}: {_explain(answer, wrapper)}")
         self._note(method, wrapper)
@@ -140,9 +141,15 @@ class ApiClient:
         ):
             raise StopForNow("quota")
 
+    def _parse(self, answer: Answer) -> dict[str, Any] | None:
+        """Return `parse_wrapper`, once for each answer."""
+        if self._parsed is None or self._parsed[0] is not answer:
+            self._parsed = (answer, parse_wrapper(answer))
+        return self._parsed[1]
+
     def _is_transient(self, answer: Answer) -> bool:
         self.requests += 1
-        wrapper = parse_wrapper(answer)
+        wrapper = self._parse(answer)
         if wrapper is None:  # an HTML page of a balancer in front, whatever its status
             return answer.status < 400 or is_transient(answer)
         return wrapper.get("error_id") in TRANSIENT_ERRORS or answer.status >= 500
@@ -150,7 +157,7 @@ class ApiClient:
     def _wanted_quiet(self, answer: Answer, now: float) -> float:
         """Return how long the API wants nothing to be asked; remembered for every method."""
         wanted = retry_after(answer.headers.get("retry-after"), now)
-        wrapper = parse_wrapper(answer) or {}
+        wrapper = self._parse(answer) or {}
         if wrapper.get("error_id") == THROTTLED:
             named = re.search(r"(\d+) second", str(wrapper.get("error_message", "")))
             wanted = max(wanted, float(named[1]) if named else SHORTEST_QUIET)
@@ -162,7 +169,7 @@ class ApiClient:
         return wanted
 
     def _note(self, method: str, wrapper: dict[str, Any]) -> None:
-        """Remember quota and backoff; both may come with any answer, the last one included."""
+        """Remember quota and backoff, which any answer may bring; whoever asked saves the state."""
         values, now = self._state.values, self._now()
         left = wrapper.get("quota_remaining")
         if isinstance(left, int):
@@ -171,7 +178,6 @@ class ApiClient:
         backoff = wrapper.get("backoff")
         if isinstance(backoff, int | float) and backoff > 0:
             values["backoff_until"][method] = now + backoff
-        self._state.save()
 
 
 def parse_wrapper(answer: Answer) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from typing import Any
 from pipelines.errors import SourceError
 
 PAGES = "pages"
+GZIP_LEVEL = 6  # 9 takes three times as long for a hundredth less
 QUESTION_KEYS = (
     "question_id", "score", "title", "body", "tags", "creation_date", "last_edit_date",
     "closed_date", "accepted_answer_id", "content_license",
@@ -61,7 +62,7 @@ def write_page(folder: Path, number: int, header: dict[str, Any], body: bytes) -
     line = json.dumps(header, sort_keys=True).encode() + b"\n"
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:
-        file.write(gzip.compress(line + body, mtime=0))
+        file.write(gzip.compress(line + body, GZIP_LEVEL, mtime=0))
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -178,6 +178,7 @@ def test_credentials_do_not_follow_a_redirect_to_another_host(server, site, tmp_
 
     assert [headers.get("authorization") for headers in site.headers] == ["token abc"] * 2
     assert [headers.get("authorization") for headers in other_site.headers] == [None]
+    assert all("referer" not in headers for headers in site.headers + other_site.headers)
 
 
 def test_a_spider_gets_an_allowed_environment_and_its_secret_stays_out_of_errors(

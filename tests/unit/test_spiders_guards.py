@@ -59,7 +59,6 @@ def test_every_default_of_scrapy_that_is_not_safe_or_polite_is_off():
         "COMPRESSION_ENABLED": False,
         "RETRY_ENABLED": False,
         "METAREFRESH_ENABLED": False,
-        "REFERER_ENABLED": False,
         "COOKIES_ENABLED": False,
         "HTTPCACHE_ENABLED": False,
         "TELNETCONSOLE_ENABLED": False,
@@ -67,6 +66,7 @@ def test_every_default_of_scrapy_that_is_not_safe_or_polite_is_off():
     }
     handlers = found["DOWNLOAD_HANDLERS"]
     assert [handlers[scheme] for scheme in ("file", "ftp", "s3", "data")] == [None] * 4
+    assert found["REFERRER_POLICY"] == "no-referrer"
     assert (found["ROBOTSTXT_OBEY"], found["DOWNLOAD_VERIFY_CERTIFICATES"]) == (True, True)
     assert (found["CONCURRENT_REQUESTS_PER_DOMAIN"], found["DOWNLOAD_DELAY"]) == (1, 0.25)
     assert (found["DOWNLOAD_TIMEOUT"], found["DOWNLOAD_MAXSIZE"]) == (5.0, 20 * 2**20)
