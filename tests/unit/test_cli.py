@@ -24,7 +24,8 @@ def test_help_fits_one_screen_and_lists_exactly_these_commands():
 
     assert len(shown.output.splitlines()) <= 30
     assert set(cli.starloom.list_commands(click.Context(cli.starloom))) == {
-        "run", "generate", "why", "trace", "doctor", "follow", "data", "up", "down", "status",
+        "run", "generate", "why", "trace", "doctor", "preview", "backfill", "follow",
+        "data", "up", "down", "status", "new",
     }  # fmt: skip
 
 
@@ -46,7 +47,18 @@ def test_run_takes_the_same_names_as_the_finetune_flow():
         (["why", "tokenise"], "no stage 'tokenise', did you mean 'tokenize'?"),
         (["trace", "latest"], "no run 'latest'"),
         (["generate", "nothing", "x"], "no run 'nothing'"),
-        (["doctor", "oasst"], "source type 'oasst'"),
+        (["doctor", "oasst"], "hardware 'zero3' needs 8 GPU(s)"),
+        (["preview", "nowhere.jsonl"], "nowhere.jsonl: does not exist"),
+        (
+            ["backfill", "stack-exchang", "--since", "2024-01-01", "--until", "2024-02-01"],
+            "no recipe uses a source 'stack-exchang', did you mean 'stack-exchange'?",
+        ),
+        (
+            ["backfill", "stack-exchange", "--since", "May", "--until", "2024-02-01"],
+            "date 'May': expected YEAR-MONTH-DAY",
+        ),
+        (["new", "My Code", "--from", "."], "recipe name 'My Code': expected small letters"),
+        (["new", "mine", "--from", "./nowhere"], "--from './nowhere': no such file or folder"),
         (["run", "quickstart", "--data", "/nowhere/x"], "/nowhere/x"),
         (["rum", "quickstart"], "No such command 'rum', did you mean 'run'?"),
     ],
@@ -54,6 +66,7 @@ def test_run_takes_the_same_names_as_the_finetune_flow():
 def test_what_a_user_can_get_wrong_is_one_line_without_a_traceback(
     arguments, text, monkeypatch, capfd
 ):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(sys, "argv", ["starloom", *arguments])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
