@@ -16,7 +16,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pipelines.curate.rows import Fault, add_meta, body_kind, choose_runner, filter_rows
+from pipelines.curate.rows import (
+    Fault,
+    add_meta,
+    body_kind,
+    choose_runner,
+    filter_rows,
+    sum_sources,
+)
 from pipelines.engine import Built, Input, Job, Outcome, Params, Work
 from pipelines.errors import PreflightError
 from pipelines.manifest import sha256_file
@@ -60,10 +67,11 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
         "exempt": Counter(),
         "cut": Counter(),
     }
-    for report in made:
+    for shard in made:
         for name, total in totals.items():
-            total.update(report.extra[name])
-    return Built(made, {name: dict(sorted(total.items())) for name, total in totals.items()})
+            total.update(shard.extra[name])
+    report = {name: dict(sorted(total.items())) for name, total in totals.items()}
+    return Built(made, {**report, "sources": sum_sources(made)})
 
 
 @dataclass(slots=True)
@@ -95,7 +103,8 @@ def filter_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
     shard = _Shard(params["languages"], params["threshold"], Path(params["path"]))
     outcome = filter_rows(inputs[0], output, lambda row: _decide(row, shard))
     extra = {"languages": shard.found, "exempt": shard.exempt, "cut": shard.cut}
-    return replace(outcome, extra={name: dict(count) for name, count in extra.items()})
+    counted = {name: dict(count) for name, count in extra.items()}
+    return replace(outcome, extra={**outcome.extra, **counted})
 
 
 def _decide(row: Row, shard: _Shard) -> Fault | None:
@@ -168,7 +177,7 @@ def _guess(prose: str, shard: _Shard) -> _Guess | None:
         return None
     language, score = identify(prose, shard.model)
     shard.found[language] += 1
-    detail = f"{language} {score:.2f}: {prose[:80]}"
+    detail = f"{language} {score:.2f}: {prose}"
     if score < shard.threshold:
         return _Guess(language, round(score, 3), ("language_uncertain", detail))
     if language not in shard.languages:

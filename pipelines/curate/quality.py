@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.curate.rows import Fault, choose_runner, filter_rows, read_meta
+from pipelines.curate.rows import Fault, choose_runner, filter_rows, read_meta, sum_sources
 from pipelines.engine import Built, Input, Job, Outcome, Params, Work
 from pipelines.recipe import Recipe
 from pipelines.records import Row, body_text
 from pipelines.syntax import BadSyntax, parse_python
 
 DEPENDS = ("pyarrow",)
+SAMPLE_CHARS = 1000
 GENERATED_WITHIN_LINES = 10
 GENERATED_MARKS = (
     "auto-generated",
@@ -39,7 +40,8 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     upstream = inputs["language"]
     jobs = [Job(shard.file, (path,)) for shard, path in upstream.paths()]
     runner = choose_runner(upstream.shards)
-    return Built(work.map(filter_shard, jobs, params(recipe), runner=runner))
+    made = work.map(filter_shard, jobs, params(recipe), runner=runner)
+    return Built(made, {"sources": sum_sources(made)})
 
 
 def filter_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
@@ -50,7 +52,7 @@ def filter_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
 def find_fault(row: Row, params: Params) -> Fault | None:
     """Return the first filter's reason against a record and how its body begins, or None."""
     reason = next(filter(None, (check(row, params) for check in FILTERS)), None)
-    return (reason, " ".join(body_text(row)[:200].split())[:80]) if reason else None
+    return (reason, body_text(row)[:SAMPLE_CHARS]) if reason else None
 
 
 def code_of(row: Row) -> str:

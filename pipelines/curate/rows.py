@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pipelines.engine import SAMPLES_PER_REASON, Outcome, Reject, Runner
+from pipelines.curate.redact_text import mask
+from pipelines.engine import SAMPLES_PER_REASON, Outcome, Reject, Runner, ShardReport
 from pipelines.manifest import Counts, Shard, canonical
 from pipelines.records import Row, read_rows, write_rows
 
 Kind = Literal["messages", "prompt", "text"]
 Fault = tuple[str, str]  # (reason, detail)
+Sources = dict[str, dict[str, Any]]
 
 # Filters hold the interpreter's lock. Below this, starting processes costs more than they save.
 PROCESSES_FROM_ROWS = 20_000
@@ -41,9 +43,14 @@ def add_meta(row: Row, **values: Any) -> None:
 
 
 def filter_rows(source: Path, output: Path, decide: Callable[[Row], Fault | None]) -> Outcome:
-    """Copy the rows, in order, that `decide` finds no fault with; it may add to a row's meta."""
+    """Copy the rows, in order, that `decide` finds no fault with; it may add to a row's meta.
+
+    Of what is dropped a few samples are shown, cut short and without secrets. `extra["sources"]`
+    counts what each source lost, see `count_sources`.
+    """
     kept: list[Row] = []
     dropped: Counter[str] = Counter()
+    by_source: dict[str, Counter[str]] = {}
     rejects: list[Reject] = []
     for row in read_rows(source):
         fault = decide(row)
@@ -52,8 +59,9 @@ def filter_rows(source: Path, output: Path, decide: Callable[[Row], Fault | None
             continue
         reason, detail = fault
         dropped[reason] += 1
+        by_source.setdefault(row["source"], Counter())[reason] += 1
         if dropped[reason] <= SAMPLES_PER_REASON:
-            rejects.append({"id": row["id"], "reason": reason, "detail": detail})
+            rejects.append({"id": row["id"], "reason": reason, "detail": mask(detail)})
     write_rows(output, kept)
     counts = Counts(
         rows_in=len(kept) + dropped.total(),
@@ -61,4 +69,28 @@ def filter_rows(source: Path, output: Path, decide: Callable[[Row], Fault | None
         used=len(kept),
         dropped=dict(sorted(dropped.items())),
     )
-    return Outcome(counts, rejects=tuple(rejects))
+    sources = count_sources(Counter(row["source"] for row in kept), by_source)
+    return Outcome(counts, rejects=tuple(rejects), extra={"sources": sources})
+
+
+def count_sources(kept: Mapping[str, int], dropped: Mapping[str, Mapping[str, int]]) -> Sources:
+    """Return {source: {"rows_in", "rows_out", "dropped": {reason: rows}}}, sorted by name."""
+    return {
+        source: {
+            "rows_in": kept.get(source, 0) + sum(dropped.get(source, {}).values()),
+            "rows_out": kept.get(source, 0),
+            "dropped": dict(sorted(dropped.get(source, {}).items())),
+        }
+        for source in sorted({*kept, *dropped})
+    }
+
+
+def sum_sources(reports: Iterable[ShardReport]) -> Sources:
+    """Return the counts per source over all shards of a stage, as its report shows them."""
+    kept: Counter[str] = Counter()
+    dropped: dict[str, Counter[str]] = {}
+    for report in reports:
+        for source, counts in report.extra["sources"].items():
+            kept[source] += counts["rows_out"]
+            dropped.setdefault(source, Counter()).update(counts["dropped"])
+    return count_sources(kept, dropped)

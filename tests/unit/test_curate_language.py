@@ -81,7 +81,8 @@ def test_without_languages_everything_is_kept_and_no_model_is_needed(tmp_path, m
 
     assert sorted(kept) == ["b", "german"]
     assert manifest.report == {
-        "languages": {}, "exempt": {"any_language": 2}, "cut": {}, "samples": {}
+        "languages": {}, "exempt": {"any_language": 2}, "cut": {}, "samples": {},
+        "sources": {"s": {"rows_in": 2, "rows_out": 2, "dropped": {}}},
     }  # fmt: skip
 
 
