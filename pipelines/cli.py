@@ -181,15 +181,18 @@ def doctor(recipe: str, data: str | None, overrides: tuple[str, ...], smoke: boo
 @starloom.command()
 @click.argument("path")
 @click.option("--limit", default=3, show_default=True, type=click.IntRange(1), help="Records.")
-def preview(path: str, limit: int) -> None:
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key of the source.")
+def preview(path: str, limit: int, settings: tuple[str, ...]) -> None:
     """Show what would be read of a file or folder.
 
     Its type and columns, the first records, what is wrong with which rows, and the
     lines for a recipe.
     """
+    from pipelines.overrides import parse_override
     from pipelines.sources.preview import preview as show
 
-    click.echo(show(path, limit=limit))
+    named = dict(parse_override(text) for text in settings)
+    click.echo(show(path, limit=limit, settings=named), nl=False)
 
 
 @starloom.command()

@@ -129,6 +129,8 @@ class Work:
     ) -> tuple[ShardReport, ...]:
         """Make every job's shard, skipping those already finished; return reports in job order."""
         jobs = list(jobs)
+        if not jobs:
+            return ()
         done = {job.file: self._finished(job) for job in jobs}
         missing = [job for job in jobs if done[job.file] is None]
         if missing and len(missing) < len(jobs):

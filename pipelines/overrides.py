@@ -9,7 +9,12 @@ import yaml
 from pipelines.errors import RecipeError
 
 # The keys of a source that say where it comes from, rather than how it is read.
-WHERE_FROM = frozenset({"id", "path", "revision", "distribution", "repository", "dataset"})
+WHERE_FROM = frozenset(
+    {
+        "id", "path", "revision", "distribution", "repository", "dataset",
+        "files", "sha256", "expected_rows", "splits", "api_url", "raw_url",
+    }
+)  # fmt: skip
 
 
 class _Loader(yaml.SafeLoader):

@@ -66,3 +66,7 @@ def test_samples_are_capped_for_each_reason(tmp_path, jobs):
     assert list(samples) == ["first"]
     assert len(samples["first"]) == 20
     assert samples["first"][1] == {"id": "1-0", "reason": "first", "detail": ""}
+
+
+def test_no_jobs_make_no_shards_with_any_number_of_workers(tmp_path):
+    assert Work(tmp_path, workers=2).map(print, [], {}, runner="processes") == ()
