@@ -9,8 +9,10 @@ import pytest
 
 from pipelines.engine import Work
 from pipelines.manifest import Counts
+from pipelines.sources import stack_exchange
 from pipelines.sources.stack_exchange import dump, imports, partitions
 from pipelines.sources.stack_exchange.joins import piece_number
+from pipelines.spiders.stack_exchange_pages import write_page
 from tests.assets.curation import curation_recipe, rows_of, run_stages, write_files
 from tests.assets.stack_exchange_dump import (
     USERS,
@@ -406,6 +408,58 @@ def test_a_killed_run_goes_on_after_its_finished_pieces(tmp_path, small_pieces, 
 
     assert parsed == [0, 1, 2, *range(2, max(parsed) + 1)]
     assert store.manifest(refs["collect"]).digest == whole.manifest(done["collect"]).digest
+
+
+def test_pages_of_the_api_give_the_records_that_a_dump_gives(tmp_path, monkeypatch):
+    owner = {"display_name": "Ada &amp; Co", "user_id": 11}
+    made = {"owner": owner, "content_license": "CC BY-SA 4.0", "creation_date": 1551434400}
+    item = {
+        **made,
+        "question_id": 1,
+        "title": "Fit &amp; predict",
+        "body": "<p>How?</p>\n",
+        "score": 5,
+        "tags": ["r", "c++"],
+        "accepted_answer_id": 2,
+        "answer_count": 2,
+        "answers": [
+            {**made, "answer_id": 2, "question_id": 1, "score": 3, "body": "<p>So.</p>\n"},
+            {**made, "answer_id": 3, "question_id": 1, "score": 2**40, "body": "<p>Or.</p>\n"},
+        ],
+    }
+    untitled = {**item, "question_id": 7, "title": None, "answers": []}
+    pages = tmp_path / "pages"
+    body = json.dumps({"items": [item, untitled, {"question_id": "x"}]}).encode()
+    write_page(pages, 1, {"method": "questions"}, body)
+    monkeypatch.setattr(stack_exchange, "fetched_folder", lambda source: pages)
+    common = {"OwnerUserId": 11, "CreationDate": "2019-03-01T10:00:00.000"}
+    folder = write_dump(
+        tmp_path,
+        question(
+            1,
+            Title="Fit & predict",
+            Body="<p>How?</p>\n",
+            Tags="<r><c++>",
+            AcceptedAnswerId=2,
+            **common,
+        ),
+        answer(2, 1, Body="<p>So.</p>\n", **common),
+        Users=USERS,
+    )
+
+    by_dump, _ = collect(tmp_path, dump_source(folder, revision="1"), name="dump")
+    asked = {"type": "stack-exchange", "id": "se", "site": "stats", "revision": "1"}
+    by_api, manifest = collect(tmp_path, asked, name="api")
+
+    assert by_api == by_dump
+    assert len(by_api) == 1
+    assert manifest.counts == Counts(
+        rows_in=5,
+        rows_out=1,
+        used=2,
+        dropped={},
+        quarantined={"bad_Score": 1, "bad_item": 1, "missing_Title": 1},
+    )
 
 
 REAL = {

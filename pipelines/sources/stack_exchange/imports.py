@@ -24,6 +24,7 @@ from pipelines.sources.stack_exchange.unpacking import unpack
 
 RANGE_BYTES = 64 << 20
 ROWS_AT_A_TIME = 1000
+PAGE_RATIO = 4  # pages of the API are stored packed
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,7 @@ def _parse_lines(
 def import_pages(source_id: str, raw: Raw, work: Work) -> Imported:
     """Bring the posts of a fetched folder into partitions, in this process."""
     size = sum(path.stat().st_size for path in raw.paths)
-    partitions = count_partitions(size)
+    partitions = count_partitions(PAGE_RATIO * size)
     job = Job(f"{source_id}.posts-00000.arrow", raw.paths)
     params = {"root": str(raw.root), "partitions": partitions, "source": source_id}
     report = work.one(parse_pages, job, params)

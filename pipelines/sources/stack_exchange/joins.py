@@ -1,11 +1,13 @@
 """Joins the questions and answers of one partition and writes their records."""
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,11 +31,6 @@ class Thread:
     answers: list[Row]
     repeated: int
 
-    @property
-    def num_posts(self) -> int:
-        """Return how many posts these are."""
-        return len(self.answers) + self.repeated + (self.question is not None)
-
 
 def piece_number(output: Path) -> int:
     """Return the number in the name of a numbered file, which says what part of the whole it is."""
@@ -47,7 +44,8 @@ def join_partition(inputs: Sequence[Path], output: Path, params: Params) -> Outc
     `params` holds what `read_thread` needs, first (number of the first shard) and partitions.
     """
     paths = inputs[:-1] if params["names"] else inputs
-    posts = read_partition(paths, piece_number(output) - params["first"], params["partitions"])
+    number = piece_number(output) - params["first"]
+    posts, order = read_partition(paths, number, params["partitions"])
     tally = Tally()
     with (
         Names(inputs[-1] if params["names"] else None) as names,
@@ -55,7 +53,7 @@ def join_partition(inputs: Sequence[Path], output: Path, params: Params) -> Outc
             output, RECORD_SCHEMA, compression="zstd", compression_level=1, write_page_checksum=True
         ) as writer,
     ):
-        for records in _read_blocks(posts, names, params, tally):
+        for records in _read_blocks(_split_threads(posts, order), names, params, tally):
             writer.write_table(pa.Table.from_pylist(records, schema=RECORD_SCHEMA))
     counts = Counts(
         rows_in=posts.num_rows,
@@ -69,10 +67,10 @@ def join_partition(inputs: Sequence[Path], output: Path, params: Params) -> Outc
 
 
 def _read_blocks(
-    posts: pa.Table, names: Names, params: Params, tally: Tally
+    blocks: Iterable[list[Thread]], names: Names, params: Params, tally: Tally
 ) -> Iterator[list[Row]]:
     """Yield the records of a block of threads at a time; none for a block without any."""
-    for threads in _split_threads(posts):
+    for threads in blocks:
         names.fill(threads)
         marked = names.find_duplicates(threads)
         records: list[Row] = []
@@ -90,15 +88,15 @@ def _read_blocks(
             yield records
 
 
-def _split_threads(posts: pa.Table) -> Iterator[list[Thread]]:
+def _split_threads(posts: pa.Table, order: npt.NDArray[np.int64]) -> Iterator[list[Thread]]:
     """Yield blocks of whole threads, of about ROWS_AT_A_TIME posts each."""
-    keys = question_ids(posts)
+    keys = question_ids(posts)[order]
     low = 0
     while low < posts.num_rows:
         high = min(low + ROWS_AT_A_TIME, posts.num_rows)
         while high < posts.num_rows and keys[high] == keys[high - 1]:
             high += 1
-        rows = posts.slice(low, high - low).to_pylist()
+        rows = posts.take(pa.array(order[low:high])).to_pylist()
         marked = zip(keys[low:high].tolist(), rows, strict=True)
         yield [
             _make_thread([row for _, row in pairs])
@@ -110,10 +108,6 @@ def _split_threads(posts: pa.Table) -> Iterator[list[Thread]]:
 def _make_thread(rows: list[Row]) -> Thread:
     """Put the posts of one question together; of rows with one id the first one counts."""
     unique = {(row["type"], row["id"]): row for row in reversed(rows)}
-    thread = Thread(None, [], len(rows) - len(unique))
-    for (type_, _), row in sorted(unique.items()):
-        if type_ == QUESTION:
-            thread = replace(thread, question=row)
-        else:
-            thread.answers.append(row)
-    return thread
+    posts = [unique[key] for key in sorted(unique)]
+    question = posts.pop(0) if posts[0]["type"] == QUESTION else None
+    return Thread(question, posts, len(rows) - len(unique))

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 
 from pipelines.sources.stack_exchange.posts import POST_SCHEMA, QUESTION
 
-PARTITION_BYTES = 48 << 20  # of raw input that one join holds in memory
-GROUP_BYTES = 24 << 20
+PARTITION_BYTES = 32 << 20  # of raw input that one join holds in memory
+GROUP_BYTES = 16 << 20
 MIX = np.uint64(0x9E3779B97F4A7C15)  # Fibonacci hashing: neighbouring ids fall far apart
 
 
@@ -88,8 +88,14 @@ def _empty() -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([], schema=POST_SCHEMA)
 
 
-def read_partition(paths: Sequence[Path], partition: int, partitions: int) -> pa.Table:
-    """Return the posts of one partition from all files: by question, it first, then by id."""
+def read_partition(
+    paths: Sequence[Path], partition: int, partitions: int
+) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+    """Return the posts of one partition from all files, and their order.
+
+    In order, posts are by question, the question first, then by id. They are not copied into it:
+    a partition fills much of the memory there is.
+    """
     batches: list[pa.RecordBatch] = []
     for path in paths:
         with pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as reader:
@@ -98,4 +104,4 @@ def read_partition(paths: Sequence[Path], partition: int, partitions: int) -> pa
     posts = pa.Table.from_batches(batches, POST_SCHEMA).combine_chunks()
     del batches
     order = np.lexsort([posts["id"].to_numpy(), posts["type"].to_numpy(), question_ids(posts)])
-    return posts.take(pa.array(order))
+    return posts, order
