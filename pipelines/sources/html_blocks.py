@@ -235,7 +235,9 @@ class Blocks:
         opening, closing = MARKS[kind]
         parts = self.parts
         if parts and kind in ("strong", "em", "del") and self._ends_with_kind(closing):
-            parts[-1] = f"{parts[-1][: -len(closing)]}{text}{closing}"
+            before = parts[-1][: -len(closing)]
+            between = " " if before[-1] == "`" == text[0] else ""
+            parts[-1] = f"{before}{between}{text}{closing}"
         else:
             parts.append(f"{opening}{text}{closing}")
 

@@ -39,7 +39,7 @@ _BRACKET = re.compile(r"\](?=[(\x00])")
 _BLANK_AT_LINE_END = re.compile(r"\n(?: |(?<= \n))")
 _LINE_START = re.compile(
     r"\n(?:(#{1,6}(?=[ \t\n]|\Z)|>|[-+*](?=[ \t\n]|\Z)|[=|:-][ \t=|:-]*(?=\n|\Z)|~~~"
-    r"|\[[^\]\n]{1,999}\]:)|(\d{1,9})(?=[.)](?:[ \t\n]|\Z)))"
+    r"|\[(?:[^\[\]\\\n]|\\.){1,999}+\]:)|(\d{1,9})(?=[.)](?:[ \t\n]|\Z)))"
 )
 _LATER_LINE_START = re.compile(r"\n[#>+*=|:~\[0-9\n-]")
 _AROUND_LINE_END = re.compile(r" *+\n *+")
@@ -204,11 +204,11 @@ def _percent(match: re.Match[str]) -> str:
 
 def escape_label(text: str) -> str:
     """Return the alternative text of an image, decoded and escaped, on one line."""
-    chunks, risky = prepare_prose(text.replace(CHUNK, ""))
+    chunks, risky = prepare_prose(text.replace(CHUNK, "") + CHUNK)
     label = chunks[0].replace("\n", " ").strip(" ")
-    if risky:
-        label = settle_escapes(label)
-    return escape_brackets([label]) if "[" in label or "]" in label else label
+    if "[" in label or "]" in label:
+        label = escape_brackets([label])
+    return label.replace(RISKY, "\\") if risky else label
 
 
 def balanced(text: str, opening: str, closing: str) -> bool:
@@ -229,7 +229,7 @@ def escape_brackets(parts: list[str]) -> str:
     open_ones: list[tuple[int, int]] = []
     lone: dict[int, list[int]] = {}
     for at, part in enumerate(parts):
-        if "`" in part:
+        if part.count("`") > part.count(f"{RISKY}`"):
             continue
         for match in _BRACKETS.finditer(part):
             if match[0] == "[":
