@@ -60,11 +60,18 @@ class Tokenizer(Section):
 
 
 class Dedup(Section):
-    """Near-duplicates: word n-gram shingles, MinHash candidates, verified Jaccard >= threshold."""
+    """Near-duplicates: word n-gram shingles, MinHash candidates, verified Jaccard >= threshold.
+
+    `memory_gb` bounds what the stage holds in memory at a time, whatever the size of the data.
+    `incremental` keeps the signatures of shards, so that a refresh signs new ones only. Neither
+    changes the result.
+    """
 
     ngram: Count = 5
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.7
     seed: int = 42
+    memory_gb: Annotated[float, Field(ge=0.1, allow_inf_nan=False)] = 2.0
+    incremental: bool = True
 
 
 class Curation(Section):
