@@ -9,11 +9,13 @@ import pytest
 
 from pipelines.errors import SourceError
 from pipelines.source_settings import StackExchangeSource
+from pipelines.sources.fetch import fetch_missing
 from pipelines.sources.raw import Fetched, Window
 from pipelines.sources.stack_exchange.api_fetch import api_request, fetch
 from pipelines.sources.stack_exchange.api_items import post_of, read_posts
 from pipelines.sources.stack_exchange.posts import POST_SCHEMA
 from pipelines.spiders.stack_exchange_pages import page_names, write_page
+from tests.assets.curation import curation_recipe, rows_of, run_stages
 from tests.assets.replay_server import ReplayServer, Reply, until
 from tests.assets.stack_exchange_site import (
     GONE_OWNER,
@@ -72,6 +74,40 @@ def test_a_site_is_fetched_then_refreshed_then_left_alone(server, site, tmp_path
     assert sorted(posts) == [1, 2, 3, 4, 6, 7, 101, 102, 103, 104, 106, 107]
     assert posts[102]["body"] == "<p>better</p>\n"
     assert server.most_at_once == 1
+
+
+def test_what_is_fetched_becomes_records_with_everything_attribution_needs(server, site, tmp_path):
+    site.questions = {
+        1: question(1, answers=[(101, "It is <code>x</code>.")], accepted_answer_id=101),
+        2: question(2, answers=[(102, "Not accepted.")]),
+    }
+    recipe = curation_recipe(
+        {
+            "type": "stack-exchange",
+            "id": "se",
+            "site": "stats.stackexchange.com",
+            "api_url": f"{server.url}/2.3",
+            "request_delay": 0,
+        }
+    )
+
+    fetched = fetch_missing(recipe)
+    again = fetch_missing(recipe)
+    store, refs = run_stages(tmp_path / "store", recipe, until="collect")
+    [record] = rows_of(store, refs["collect"])
+
+    assert (fetched["se"].counts["new"], again) == (2, {})
+    shown = ("id", "group", "url", "author", "license", "created", "prompt", "completion")
+    assert {name: record[name] for name in shown} == {
+        "id": "se:101",
+        "group": "se:q1",
+        "url": "https://stats.stackexchange.com/a/101",
+        "author": "Bob",
+        "license": "CC-BY-SA-4.0",
+        "created": "2020-09-13T12:43:30Z",
+        "prompt": 'Why isn\'t "x" < 1?\n\nQuestion 1 & more',
+        "completion": "It is `x`.",
+    }
 
 
 def test_faults_on_the_wire_change_nothing_of_what_is_fetched(server, site, tmp_path):
@@ -164,6 +200,7 @@ def test_the_recipe_decides_what_is_asked_in_seconds_of_utc(server):
         "recheck_requests": 50,
         "delay": 0.0,
         "contact": None,
+        "max_bytes": 64 * 2**20,
     }
 
 

@@ -11,6 +11,7 @@ from pipelines.spiders.launch import PROGRAM, run_spider
 from pipelines.spiders.stack_exchange_pages import page_names
 
 SECRETS = ("STARLOOM_STACK_EXCHANGE_KEY",)
+MAX_BYTES = 64 * 2**20  # a hundred questions with dozens of the longest answers each
 COUNTED = ("new", "edited", "deleted", "rechecked", "requests", "questions")
 
 __all__ = ["fetch", "page_names"]
@@ -58,6 +59,7 @@ def api_request(source: StackExchangeSource, window: Window) -> dict[str, Any]:
         "recheck_requests": source.recheck_requests,
         "delay": source.request_delay,
         "contact": source.contact,
+        "max_bytes": MAX_BYTES,
     }
 
 
