@@ -67,15 +67,17 @@ class Script:
 
 
 class ReplayServer:
-    """Serves a site on a free port of 127.0.0.1; a context manager."""
+    """Serves a site on a free port of 127.0.0.1; a context manager. `tls` is an SSLContext."""
 
-    def __init__(self, site: Site, slow_seconds: float = 30.0):
+    def __init__(self, site: Site, slow_seconds: float = 30.0, tls=None):
         self._ended = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler(site, slow_seconds))
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # clients that hang up are what we test
         self.port = self._server.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self.most_at_once = 0
 
     def __enter__(self):

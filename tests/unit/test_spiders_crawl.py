@@ -1,15 +1,22 @@
 """Crawls through real Scrapy, in processes of their own, against a server on this machine."""
 
+import ipaddress
 import logging
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import textwrap
 import threading
+from datetime import UTC, datetime
 
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from pipelines.errors import SourceError
 from pipelines.fingerprint import ROOT
@@ -179,6 +186,50 @@ def test_credentials_do_not_follow_a_redirect_to_another_host(server, site, tmp_
     assert [headers.get("authorization") for headers in site.headers] == ["token abc"] * 2
     assert [headers.get("authorization") for headers in other_site.headers] == [None]
     assert all("referer" not in headers for headers in site.headers + other_site.headers)
+
+
+def write_certificate(folder):
+    """Write a certificate for 127.0.0.1 that signs itself, with its key; return the path."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime(2020, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2120, 1, 1, tzinfo=UTC))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    path = folder / "server.pem"
+    path.write_bytes(secret + made.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+def test_certificates_are_verified_and_https_never_falls_back_to_http(
+    server, site, tmp_path, monkeypatch
+):
+    certificate = write_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    site.pages["/down"] = Reply.redirect(f"{server.url}/ok")
+    with ReplayServer(site, tls=tls) as secure:
+        [unknown] = visit(secure, tmp_path, "/ok", attempts=1, trusted=[secure.url, server.url])
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        known = visit(secure, tmp_path, "/ok", "/down", trusted=[secure.url, server.url])
+
+    assert "certificate verify failed" in unknown
+    assert known == [[200, 4, 0], "is redirected from https to plain http on 127.0.0.1"]
+    assert site.asked == ["/ok", "/down"]
 
 
 def test_a_spider_gets_an_allowed_environment_and_its_secret_stays_out_of_errors(
