@@ -5,7 +5,6 @@ from typing import Any
 
 from pipelines.spiders.guards import TRUSTED, origin_of
 
-PROJECT_URL = "https://pypi.org/project/starloom/"
 DELAY_SECONDS = 0.1
 TIMEOUT_SECONDS = 60.0
 MAX_BYTES = 20 * 2**20
@@ -15,8 +14,10 @@ STOCK = "scrapy.downloadermiddlewares"
 
 
 def user_agent(contact: str | None = None) -> str:
-    """Return who we are: name/version and a page, or whom to write to about this crawl."""
-    return f"starloom/{metadata.version('starloom')} (+{contact or PROJECT_URL})"
+    """Return name/version, and whom to write to about this crawl or else the project's page."""
+    urls = metadata.metadata("starloom").get_all("Project-URL") or []
+    page = contact or next((url.partition(",")[2].strip() for url in urls), None)
+    return f"starloom/{metadata.version('starloom')}" + (f" (+{page})" if page else "")
 
 
 def scrapy_settings(request: dict[str, Any]) -> dict[str, Any]:
