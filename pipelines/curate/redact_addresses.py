@@ -36,17 +36,22 @@ NOBODY = re.compile(
 )
 NO_PERSON = frozenset({"git", "hg", "svn"})
 
-IPV4 = re.compile(r"\.(?<=[0-9]\.)[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![\w]|\.[0-9]|-[A-Za-z]|\+)")
+IPV4 = re.compile(
+    r"\.(?<=[0-9]\.)[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?!\w|\.[0-9]|\.in-addr|-[A-Za-z]|\+)"
+)
 IPV6 = re.compile(
     r":(?<=(?<![\w:.])[23][0-9a-fA-F]{3}:)(?:[0-9a-fA-F]{0,4}:){1,7}[0-9a-fA-F]{0,4}(?![\w:])"
 )
 CONTEXT_CHARS = 32
 VERSION = re.compile(
-    r"(?:(?:\b|_)v(?:er)?\.?|version\w*|\brelease\w*|\bbuild|\brev\w*|firmware|assembly\w*|upgrade\w*"
-    r"|\bsec(?:tion)?s?\.?|\bchapter|\u00a7|\bfig\w*\.?|\btable|\boid|\bclause|\bappendix|requires?"
-    r"|\bstep|\bparagraph)[^\w.\n]{0,6}$|(?:[=~>!]=|[\^~])\s?[\"']?$|[a-z][-_@][v]?$",
+    r"(?:(?:\b|_)v(?:er)?\.?|version\w{0,4}|\brelease[ds]?|\bbuild|\brev\w{0,6}|firmware|assembly"
+    r"|upgraded?|upgrade to|\bsec(?:tion)?s?\.?|\bchapter|\u00a7|\bfig(?:ure)?\.?|\btable|\boid"
+    r"|\bclause|\bappendix|requires?|\bstep|\bparagraph)$",
     re.IGNORECASE,
 )
+PINNED = re.compile(r"(?:[=~>!]=|[\^~])\s?[\"']?$|[a-zA-Z][-_@]v?$")
+PUNCTUATION = " \t\"'=:()[]<>~^!,*`"
+WORD_CHARS = 14
 NETWORK = re.compile(
     r"\bip(?:v4|s|_?addr\w*)?\b|addr|dns|server|resolver|host|ping|peer|client|gateway|route|proxy"
     r"|remote|listen|connect|from|://",
@@ -127,7 +132,8 @@ def _is_version(text: str, start: int, end: int) -> bool:
     `release 4.2.1.8`, `foo==1.2.3.4`, `foo-1.2.3.4.tar.gz` and `1.2.3.4`, not `ping 1.1.1.1`.
     """
     before = text[max(0, start - CONTEXT_CHARS) : start]
-    if VERSION.search(before):
+    word = before.rstrip(PUNCTUATION)[-WORD_CHARS:]
+    if (word and not word[-1].isdigit() and VERSION.search(word)) or PINNED.search(before[-4:]):
         return True
     if before[-1:] == "/" and before[-2:-1].isalnum() and text[end : end + 1] != ":":
         return True  # a product in a user agent

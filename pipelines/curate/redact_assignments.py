@@ -16,26 +16,36 @@ SECRET_PARTS = ("secret", "token", "key", "credential")
 
 # What may stand between a name and its value: quotes of JSON, an annotation, a call, XML's bracket.
 _LINK = (
-    r"(?:\\?[\"'`]?\]?\s{0,4}(?:=>|:=|={1,3}|:)\s{0,4}(?:[A-Za-z][\w\[\], |.]{0,30}\s?=\s?)?"
+    r"(?:\\?[\"'`]?\]?\s{0,4}(?:=>|:=|={1,3}|:)\s{0,4}(?:[A-Za-z][\w\[\], |.]{0,30}+=\s?)?"
     r"|\\?[\"']\s?,\s{0,4}|\(\s?|>|\s(?=\S))"
 )
 _QUOTED = r"(?:[rbuRBU]{0,2}\\?(?P<q>[\"'`])(?P<quoted>[^\s\"'`\\]{6,512})\\?(?P=q))"
 _PASSWORD_VALUE = re.compile(
     rf"(?:word|wd|phrase|code)?(?P<suffix>[\w\-]{{0,16}}+)(?P<link>{_LINK})"
-    rf"(?:{_QUOTED}|(?P<bare>[^\s\"'`<>(){{}}\[\],;&|\\$]{{6,128}})(?=[\s&\"'`<\\|,;]|$))",
+    rf"(?:{_QUOTED}|(?P<bare>[^\s\"'`<>(){{}}\[\],;&|\\$]{{6,128}}+)(?=[\s&\"'`<\\|,;]|$))",
     re.IGNORECASE,
 )
 _SECRET_VALUE = re.compile(
     rf"(?P<suffix>[\w\-]{{0,24}}+)(?P<link>{_LINK})"
-    rf"(?:{_QUOTED}|(?P<bare>[A-Za-z0-9+/=_\-.~]{{16,512}})(?=[\s&\"'`<\\|,;]|$))",
+    rf"(?:{_QUOTED}|(?P<bare>[A-Za-z0-9+/_\-.~]{{16,512}}+={{0,2}})(?=[\s&\"'`<\\|,;]|$))",
     re.IGNORECASE,
 )
 _SECRET_ALPHABET = re.compile(r"[A-Za-z0-9+/=_\-.~:%!@#$^&*]+")
 # Fields about a secret, and keys that are public or no keys at all.
 _ABOUT = re.compile(
     r"(?:hash|digest|checksum|hint|field|label|prompt|regex|pattern|policy|length|_len|format|file|path"
-    r"|url|uri|type|name|version|fingerprint)s?$|(?:token|key|secret|pass|word|credential)s?[_-]?ids?$"
+    r"|url|uri|type|name|version|fingerprint|mgr|manager|error|exception|class|validator|generator)s?$|(?:token|key|secret|pass|word|credential)s?[_-]?ids?$"
     r"|public|primary|foreign|publishable|idempotency|(?:sort|cache|index|partition)[_-]?key|tokeniz",
+    re.IGNORECASE,
+)
+# "pass" has to be a word of its own: no bypass, compass, passport or passed.
+_PASS_NAME = re.compile(
+    r"passw|passphrase|passcode|pwd|(?<![a-z])pass(?![a-z])|(?:admin|api|auth|db|ftp|http|login|mail|my"
+    r"|mongo|mysql|pg|proxy|redis|root|smtp|sql|ssh|user)pass(?![a-z])"
+)
+# What a call with a secret is named: password("..."), set_api_key("..."), not split_passwd("...").
+_CALL_NAME = re.compile(
+    r"(?:\w*\.)*(?:set|with|use|add)?_?(?:\w*?_)?(?:pass(?:word|wd|phrase)?|pwd|secret|token|\w*?key)",
     re.IGNORECASE,
 )
 _KEY_NAME = re.compile(
@@ -44,6 +54,7 @@ _KEY_NAME = re.compile(
     r"|sign|signing|ssh|storage|subscription|webhook|write)[_\-. ]?key",
     re.IGNORECASE,
 )
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _BEFORE = re.compile(r"[\w.\-]*$")
 _AUTHORIZATION = re.compile(
     r"(?:bearer|basic|token)\s{1,3}(?P<bare>[A-Za-z0-9+/=_\-.~]{16,1024})(?![A-Za-z0-9])",
@@ -64,7 +75,8 @@ def find_passwords(text: str, lower: str) -> Iterator[Edit]:
         if found is None or not _is_named(text, start, found):
             continue
         group = "quoted" if found["quoted"] is not None else "bare"
-        if is_password(found[group]):
+        name = _name_before(text, start) + text[start : found.start("link")]
+        if _PASS_NAME.search(_words(name)) and is_password(found[group]):
             yield Edit(*found.span(group), "password", PASSWORD)
 
 
@@ -109,6 +121,11 @@ def _positions(lower: str, parts: tuple[str, ...]) -> Iterator[int]:
             at = lower.find(part, at + len(part))
 
 
+def _words(name: str) -> str:
+    """Return a name in lower case with its words apart: smtpPass -> smtp_pass."""
+    return _HUMP.sub("_", name).lower()
+
+
 def _name_before(text: str, start: int) -> str:
     found = _BEFORE.search(text[max(0, start - NAME_CHARS) : start])
     return found[0] if found else ""
@@ -124,8 +141,8 @@ def _is_named(text: str, start: int, found: re.Match[str]) -> bool:
     if link.isspace():  # --password hunter2
         return bool(_COMMAND.fullmatch(before)) and before.startswith("-")
     opened = text[start - len(before) - 1 : start - len(before)]
-    if found["quoted"] is None and link == "(":
-        return False
+    if "(" in link:
+        return found["quoted"] is not None and bool(_CALL_NAME.fullmatch(name))
     if "," in link:  # getenv("PASSWORD", "hunter2"), not a list of names
         return (
             opened in {'"', "'"} and text[start - len(before) - 2 : start - len(before) - 1] == "("

@@ -40,6 +40,7 @@ FILE_NAME = re.compile(r"[\w./\\-]+\.[a-z][a-z0-9]{0,4}", re.IGNORECASE)
 IDENTIFIER = re.compile(r"[A-Za-z_.-]*[0-9]?")
 
 
+@lru_cache(4096)
 def is_placeholder(value: str) -> bool:
     """Say whether a value stands for a secret, or is a sample that everybody knows.
 
@@ -48,7 +49,7 @@ def is_placeholder(value: str) -> bool:
     """
     return (
         value in DOCUMENTED
-        or value.lower() in WORDS
+        or value.strip("=:;,.!?-_").lower() in WORDS
         or bool(PLACEHOLDER.search(value))
         or len(set(value)) < min(8, (len(value) + 1) // 2)
     )
@@ -76,6 +77,7 @@ def is_random(value: str) -> bool:
     return sum(pair in COMMON_PAIRS for pair in pairs) < COMMON_SHARE * max(len(pairs), 1)
 
 
+@lru_cache(4096)
 def is_password(value: str) -> bool:
     """Say whether what follows `password =` is one, not a label, a name, a path or a variable.
 

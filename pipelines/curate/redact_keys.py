@@ -63,10 +63,10 @@ RULES = (
         rf"sk-(?:(?<=\W.{{3}})|(?<=\\[nrt].{{3}})|(?<=^.{{3}}))[A-Za-z0-9]{{40,64}}{END}",
     ),
     _rule(
-        "openai", "sk-proj- sk-svcacct- sk-admin-",
+        "openai", "sk-",
         r"sk-(?:proj|svcacct|admin)-[A-Za-z0-9_\-]{20,250}",
     ),
-    _rule("anthropic", "sk-ant-", r"sk-ant-(?:[a-z]{2,8}[0-9]{2}-)?[A-Za-z0-9_\-]{32,160}"),
+    _rule("anthropic", "sk-", r"sk-ant-(?:[a-z]{2,8}[0-9]{2}-)?[A-Za-z0-9_\-]{32,160}"),
     _rule(
         "slack", "xox",
         rf"{BEGIN}xox[abeoprs]-(?:[0-9A-Za-z]{{1,80}}-){{0,5}}[0-9A-Za-z]{{10,160}}",
@@ -86,6 +86,7 @@ RULES = (
     ),
 )  # fmt: skip
 
+_ANCHORS = sorted({anchor for rule in RULES for anchor in rule.anchors})
 URL_PASSWORD = re.compile(
     r"://([^\s/:@\"'`<>{}()$]{0,64}):([^\s/@\"'`<>{}()$]{3,128})@(?=[A-Za-z0-9\[])"
 )
@@ -94,8 +95,9 @@ URL_TOKEN = re.compile(r"://([A-Za-z0-9_\-]{20,128})(?::x-oauth-basic)?@(?=[A-Za
 
 def find_keys(text: str, kinds: frozenset[str]) -> Iterator[Edit]:
     """Yield keys with a known prefix, kind by kind."""
+    present = {anchor for anchor in _ANCHORS if anchor in text}
     for kind, anchors, pattern in RULES:
-        if kind not in kinds or not any(anchor in text for anchor in anchors):
+        if kind not in kinds or present.isdisjoint(anchors):
             continue
         for found in pattern.finditer(text):
             group = pattern.groups

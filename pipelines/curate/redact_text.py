@@ -93,11 +93,11 @@ def _spare_code(text: str, edits: list[Edit], start: int, end: int, *, certain: 
     if not inside:
         return edits
     source = text[start:end]
-    tree = _parse(source)
-    if tree is None or not (certain or any(isinstance(node, _CODE) for node in ast.walk(tree))):
-        return edits
     local = [edit._replace(start=edit.start - start, end=edit.end - start) for edit in inside]
     if _parse(redact(source, local)) is not None:
+        return edits
+    tree = _parse(source)
+    if tree is None or not (certain or any(isinstance(node, _CODE) for node in ast.walk(tree))):
         return edits
     fine = {
         edit._replace(start=edit.start + start, end=edit.end + start)
