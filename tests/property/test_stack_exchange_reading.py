@@ -127,6 +127,7 @@ def test_partitions_hold_every_post_and_counts_add_up(rows, edits, count):
         extent = find_extent(path, "posts")
         params = {
             "extent": {"start": extent.start, "end": extent.end, "lines": extent.lines},
+            "range_bytes": 1 << 20,
             "partitions": count,
             "source": "se",
         }

@@ -22,7 +22,8 @@ from pipelines.sources.stack_exchange.rows import BadRow, Line, pick_lines, read
 from pipelines.sources.stack_exchange.threads import Tally
 from pipelines.sources.stack_exchange.unpacking import unpack
 
-RANGE_BYTES = 64 << 20
+RANGE_BYTES = 32 << 20
+MAX_RANGES = 256  # every join opens the file of every range
 ROWS_AT_A_TIME = 1000
 PAGE_RATIO = 4  # pages of the API are stored packed
 
@@ -49,11 +50,17 @@ def import_dump(source_id: str, located: Located, work: Work) -> Imported:
     extent = find_extent(tables["Posts"], TABLES["Posts"])
     size = extent.end - extent.start
     partitions = count_partitions(size)
+    range_bytes = max(RANGE_BYTES, -(-size // MAX_RANGES))
     jobs = [
         Job(f"{source_id}.posts-{number:05d}.arrow", (tables["Posts"],))
-        for number in range(max(1, -(-size // RANGE_BYTES)))
+        for number in range(max(1, -(-size // range_bytes)))
     ]
-    params = {"extent": asdict(extent), "partitions": partitions, "source": source_id}
+    params = {
+        "extent": asdict(extent),
+        "range_bytes": range_bytes,
+        "partitions": partitions,
+        "source": source_id,
+    }
     reports = work.map(parse_range, jobs, params, runner="processes")
     names, about = _import_names(source_id, tables, work)
     return Imported(
@@ -121,16 +128,17 @@ def _import_names(
 def parse_range(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Write the posts of one range of Posts.xml into partitions; rows count posts of any type.
 
-    The number in the name of `output` says which range; `params` holds extent, partitions and
-    source. The ids of rejects hold line and byte: SOURCE:LINE:BYTE, lines counted in the range.
+    The number in the name of `output` says which range; `params` holds extent, range_bytes,
+    partitions and source. The ids of rejects are SOURCE:LINE:BYTE, lines counted in the range.
     """
     [path] = inputs
     extent = Extent(**params["extent"])
-    first = extent.start + piece_number(output) * RANGE_BYTES
+    first = extent.start + piece_number(output) * params["range_bytes"]
+    last = first + params["range_bytes"]
     tally = Tally()
     num_lines = 0
     with PartitionWriter(output, params["partitions"]) as writer:
-        for chunk in read_range(path, extent, first, first + RANGE_BYTES, tuple(COLUMNS.values())):
+        for chunk in read_range(path, extent, first, last, tuple(COLUMNS.values())):
             parsed = parse_posts(chunk.plain)
             tally.dropped.update(parsed.dropped)
             tally.used += parsed.batch.num_rows
