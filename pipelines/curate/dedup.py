@@ -1,46 +1,59 @@
 """Stage `dedup`: of records that say the same, the best one stays.
 
-Exact duplicates have the same text up to whitespace. Near-duplicates share word n-grams with a
+Exact duplicates have the same text up to white space. Near-duplicates share word n-grams with a
 Jaccard similarity of at least the recipe's threshold. Similar records are joined into clusters;
 in a cluster, from the highest score (then the smallest id) on, a record stays unless it is similar
 to one that stays, so whatever is dropped has a verified duplicate among the kept. Only bodies of
 one kind are compared: a function is no duplicate of its file. The result depends neither on the
-order of the records nor on the number of workers.
+order of the records nor on the number of workers, nor on the memory given.
+
+Memory: arrays of one number per document are mapped files; sorting, verification and shards are
+held in pieces of the recipe's `memory_gb`. What grows beyond it is a single cluster of millions.
 """
 
-import hashlib
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.curate.minhash import (
-    NUM_BANDS,
-    Hashes,
-    band_hashes,
-    candidate_pairs,
-    jaccard,
-    shingle,
-    sketch,
+from pipelines.curate.candidates import Order, join_bands, join_repeats
+from pipelines.curate.clusters import KEPT, read_members, resolve_partition
+from pipelines.curate.groups import write_groups
+from pipelines.curate.minhash import NUM_BINS, rows_per_band
+from pipelines.curate.partitions import (
+    count_partitions,
+    label_documents,
+    scatter_pairs,
+    spill_shard,
 )
-from pipelines.curate.rows import body_kind, filter_rows
-from pipelines.engine import Built, Input, Job, Outcome, Params, Work
-from pipelines.recipe import Dedup, Recipe
-from pipelines.records import Row, body_text, read_rows
+from pipelines.curate.rows import sum_sources
+from pipelines.curate.selection import drop_rows
+from pipelines.curate.signatures import Index, forget_unused, sign_shard
+from pipelines.engine import (
+    Built,
+    Input,
+    Job,
+    Outcome,
+    Params,
+    ShardReport,
+    Work,
+)
+from pipelines.fingerprint import code_digest, versions
+from pipelines.manifest import Shard, digest_of
+from pipelines.recipe import Recipe
 
 DEPENDS = ("numpy", "pyarrow")
+FLAGS = "flags.bin"
 CLUSTERS = "clusters.parquet"
-KINDS = ("messages", "prompt", "text")
-BODY_COLUMNS = ["id", "score", "messages", "prompt", "completion", "text"]
+GROUPS = "groups.parquet"
+BANDS_PER_JOB = 8
 CLUSTER_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string()),
-        pa.field("cluster", pa.int32()),
+        pa.field("cluster", pa.int64()),
         pa.field("representative", pa.string()),
         pa.field("jaccard", pa.float64()),
         pa.field("reason", pa.string()),
@@ -48,170 +61,142 @@ CLUSTER_SCHEMA = pa.schema(
         pa.field("row", pa.int64()),
     ]
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """What deduplication knows of a record. `file` and `row` say where it is stored."""
-
-    id: str
-    score: float | None
-    kind: str
-    digest: bytes
-    shingles: Hashes
-    file: str
-    row: int
-
-    @property
-    def rank(self) -> tuple[float, str, str, int]:
-        """Return the order in which records are preferred: best score, then smallest id."""
-        known = self.score is not None and self.score == self.score
-        return (-(self.score or 0.0) if known else float("inf"), self.id, self.file, self.row)
-
-
-class Duplicate(NamedTuple):
-    """A record that is dropped, and the kept one of its cluster that it repeats."""
-
-    document: Document
-    cluster: int
-    representative: Document
-    jaccard: float
-    reason: str
+Shards = Sequence[tuple[Shard, Path]]
+Reports = tuple[ShardReport, ...]
 
 
 def params(recipe: Recipe) -> dict[str, Any]:
-    """Return n-gram length, threshold and seed."""
-    return recipe.curation.dedup.model_dump(mode="json")
+    """Return n-gram length, threshold and seed: what decides the result."""
+    return recipe.curation.dedup.model_dump(mode="json", exclude={"memory_gb", "incremental"})
 
 
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     """Find the duplicates over all shards, then write each shard without its own.
 
-    The side file clusters.parquet tells for every dropped record its cluster, the record that
-    represents it, their similarity and the reason.
+    The side file clusters.parquet tells for every record of a cluster, kept or dropped, the record
+    that represents it, their similarity and the reason; groups.parquet the groups that clusters
+    join.
     """
     shards = inputs["quality"].paths()
-    settings = recipe.curation.dedup
-    documents = [d for shard, path in shards for d in read_documents(path, shard.file, settings)]
-    duplicates = find_duplicates(documents, settings.threshold)
+    given, settings = recipe.curation.dedup, params(recipe)
+    budget = int(given.memory_gb * 2**30 / (2 * work.workers))
+    signed = sign_shards(shards, settings, work, incremental=given.incremental)
+    index = Index(paths_of(signed, work))
+    flags = work.path / FLAGS
+    repeats, similar = find_candidates(index, flags, settings, work, budget)
+    found = verify(shards, index, [[repeats], similar], settings, work, budget)
     side = work.keep(CLUSTERS)
-    write_clusters(side, duplicates)
+    write_clusters(side, paths_of(found, work), index.firsts, shards)
+    groups = write_groups(work.keep(GROUPS), paths_of(found, work))
     jobs = [Job(shard.file, (path, side)) for shard, path in shards]
-    clusters = len({duplicate.cluster for duplicate in duplicates})
-    return Built(work.map(filter_shard, jobs, {}), {"clusters": clusters})
+    reused = sum(report.extra["reused"] for report in signed)
+    report = {
+        "clusters": sum(report.extra["clusters"] for report in found),
+        "joined_groups": groups,
+        "signatures": {"shards": len(shards), "reused": reused},
+    }
+    made = work.map(filter_shard, jobs, {})
+    return Built(made, {**report, "sources": sum_sources(made)})
 
 
-def read_documents(path: Path, file: str, settings: Dedup) -> Iterable[Document]:
-    """Yield the documents of one shard."""
-    for number, row in enumerate(read_rows(path, BODY_COLUMNS)):
-        text = body_text(row)
-        yield Document(
-            id=row["id"],
-            score=row["score"],
-            kind=body_kind(row),
-            digest=hashlib.sha256(" ".join(text.split()).encode()).digest(),
-            shingles=shingle(text, settings.ngram, settings.seed),
-            file=file,
-            row=number,
-        )
+def paths_of(reports: Reports, work: Work) -> list[Path]:
+    """Return the files that reports are about."""
+    return [work.path / report.shard.file for report in reports]
 
 
-def find_duplicates(documents: Iterable[Document], threshold: float) -> list[Duplicate]:
-    """Return the records to drop, in order of preference."""
-    ranked = sorted(documents, key=lambda document: document.rank)
-    first: dict[tuple[str, bytes], int] = {}
-    originals = [first.setdefault((d.kind, d.digest), index) for index, d in enumerate(ranked)]
-    roots = _join_similar(ranked, originals, threshold)
-    kept: dict[int, list[int]] = {}
-    chosen: list[tuple[int, float]] = []
-    numbers: dict[int, int] = {}
-    found = []
-    for index, original in enumerate(originals):
-        root = _root(roots, original)
-        if original != index:
-            chosen.append(chosen[original])
-        else:
-            others = kept.setdefault(root, [])
-            match = _first_similar(ranked, index, others, threshold)
-            if match is None:
-                others.append(index)
-            chosen.append(match or (index, 1.0))
-        best, similarity = chosen[index]
-        if best != index:
-            reason = "near_duplicate" if original == index else "exact_duplicate"
-            cluster = numbers.setdefault(root, len(numbers))
-            found.append(Duplicate(ranked[index], cluster, ranked[best], similarity, reason))
-    return found
-
-
-def _join_similar(
-    ranked: Sequence[Document], originals: Sequence[int], threshold: float
-) -> list[int]:
-    """Join every candidate pair that is similar; return the links to each cluster's best record."""
-    roots = list(range(len(ranked)))
-    unique = [i for i, first in enumerate(originals) if i == first and len(ranked[i].shingles)]
-    bands = [
-        band_hashes(sketch(ranked[i].shingles), KINDS.index(ranked[i].kind) + 1) for i in unique
+def sign_shards(shards: Shards, settings: Params, work: Work, *, incremental: bool) -> Reports:
+    """Sign every shard, but take the signatures that an earlier build left of the same bytes."""
+    cause = [settings, code_digest("pipelines.curate.signatures"), versions(*DEPENDS)]
+    folder = work.path.parent / f".signatures-{digest_of(cause)[:16]}"
+    kept = {path.name: str(folder / f"{shard.sha256}.arrow") for shard, path in shards}
+    jobs = [
+        Job(f"signatures-{number:05d}.arrow", (path,)) for number, (_, path) in enumerate(shards)
     ]
-    table = np.array(bands, np.uint64).reshape(len(unique), NUM_BANDS)
-    for a, b in candidate_pairs(table).tolist():
-        left, right = _root(roots, unique[a]), _root(roots, unique[b])
-        # A pair inside one cluster cannot change it, so it needs no verification.
-        if left != right and _first_similar(ranked, unique[b], [unique[a]], threshold):
-            roots[max(left, right)] = min(left, right)
-    return roots
+    reports = work.map(sign_shard, jobs, {**settings, "kept": kept if incremental else {}})
+    forget_unused(folder)
+    return reports
 
 
-def _root(roots: list[int], index: int) -> int:
-    """Return the best record of an index's cluster, shortening the way to it."""
-    while roots[index] != index:
-        roots[index] = roots[roots[index]]
-        index = roots[index]
-    return index
+def find_candidates(
+    index: Index, flags: Path, settings: Params, work: Work, budget: int
+) -> tuple[Path, list[Path]]:
+    """Return the pairs of records with the same words, and files of pairs that may be similar."""
+    Order.write(index, work.path)
+    repeats = join_repeats(index, flags, budget)
+    bands = [f"band_{n}" for n in range(NUM_BINS // rows_per_band(settings["threshold"]))]
+    jobs = []
+    for start in range(0, len(bands), BANDS_PER_JOB):
+        names = work.path / f"bands-{start:03d}.txt"
+        names.write_text(" ".join(bands[start : start + BANDS_PER_JOB]))
+        jobs.append(Job(f"similar-{start:03d}.bin", (names, flags, *index.paths)))
+    return repeats, paths_of(work.map(join_bands, jobs, {"budget": budget}), work)
 
 
-def _first_similar(
-    ranked: Sequence[Document], index: int, others: Iterable[int], threshold: float
-) -> tuple[int, float] | None:
-    """Return the first of `others` that is at least `threshold` similar, and its similarity."""
-    mine = ranked[index].shingles
-    for other in others:
-        theirs = ranked[other].shingles
-        small, large = sorted((len(mine), len(theirs)))
-        # The similarity is at most the ratio of the sizes, and counting sizes is cheap.
-        if small >= threshold * large and (similarity := jaccard(mine, theirs)) >= threshold:
-            return other, similarity
-    return None
+def verify(
+    shards: Shards,
+    index: Index,
+    candidates: Sequence[Sequence[Path]],
+    settings: Params,
+    work: Work,
+    budget: int,
+) -> Reports:
+    """Write the members of all clusters, partition by partition.
 
-
-def write_clusters(path: Path, duplicates: Iterable[Duplicate]) -> None:
-    """Write the table of dropped records, ordered by where they are stored."""
-    rows = [
-        {
-            "id": duplicate.document.id,
-            "cluster": duplicate.cluster,
-            "representative": duplicate.representative.id,
-            "jaccard": duplicate.jaccard,
-            "reason": duplicate.reason,
-            "file": duplicate.document.file,
-            "row": duplicate.document.row,
-        }
-        for duplicate in sorted(duplicates, key=lambda d: (d.document.file, d.document.row))
+    `candidates` are the files of pairs with the same words, then those that may be similar.
+    """
+    flags = work.path / FLAGS
+    repeats, similar = candidates
+    labels = label_documents(repeats, similar, flags)
+    total = count_partitions(index, flags, budget)
+    repeats = scatter_pairs(repeats, labels, total, work.path / f"repeats-of-{total}")
+    similar = scatter_pairs(similar, labels, total, work.path / f"pairs-of-{total}")
+    firsts = dict(zip((path.name for _, path in shards), index.firsts, strict=True))
+    jobs = [
+        Job(f"spill-{number:05d}-of-{total}.arrow", (path, flags, labels))
+        for number, (_, path) in enumerate(shards)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=CLUSTER_SCHEMA), path)
+    given = {**settings, "partitions": total, "firsts": firsts}
+    spilled = paths_of(work.map(spill_shard, jobs, given), work)
+    jobs = [
+        Job(f"members-{number:05d}-of-{total}.arrow", (*pairs, *spilled))
+        for number, pairs in enumerate(zip(repeats, similar, strict=True))
+    ]
+    return work.map(resolve_partition, jobs, {"threshold": settings["threshold"]})
+
+
+def write_clusters(
+    path: Path, members: Sequence[Path], firsts: Sequence[int], shards: Shards
+) -> None:
+    """Write the table of all clusters' records, in the order in which they are stored."""
+    tables = [read_members(file) for file in members]
+    numbers = [table["document"].to_numpy() for table in tables]
+    with pq.ParquetWriter(path, CLUSTER_SCHEMA, compression="zstd", compression_level=1) as writer:
+        for first, (shard, _) in zip(firsts, shards, strict=True):
+            mine = pa.concat_tables(
+                table.slice(start, stop - start)
+                for table, number in zip(tables, numbers, strict=True)
+                for start, stop in [np.searchsorted(number, [first, first + shard.rows])]
+            ).sort_by("document")
+            if len(mine):
+                rows = pa.array(mine["document"].to_numpy() - first)
+                files = pa.repeat(shard.file, len(mine))
+                both = mine.append_column("file", files).append_column("row", rows)
+                writer.write_table(both.select(CLUSTER_SCHEMA.names).combine_chunks())
 
 
 def filter_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Copy a shard (first input) without the records that the clusters (second) drop from it."""
     shard, clusters = inputs
-    mine = pq.read_table(clusters, filters=[("file", "=", shard.name)]).to_pylist()
-    dropped = {entry["row"]: entry for entry in mine}
-    position = itertools.count()
-
-    def decide(row: Row) -> tuple[str, str] | None:
-        entry = dropped.get(next(position))
-        if entry is None:
-            return None
-        return entry["reason"], f"of {entry['representative']} ({entry['jaccard']:.2f})"
-
-    return filter_rows(shard, output, decide)
+    filters = [("file", "=", shard.name), ("reason", "!=", KEPT)]
+    dropped = pq.read_table(clusters, filters=filters, use_threads=False).to_pylist()
+    return drop_rows(
+        shard,
+        output,
+        {
+            entry["row"]: (
+                entry["reason"],
+                f"of {entry['representative']} ({entry['jaccard']:.2f})",
+            )
+            for entry in dropped
+        },
+    )

@@ -3,19 +3,15 @@
 import random
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.curate import dedup
-from pipelines.curate.dedup import Document, find_duplicates
-from pipelines.curate.minhash import (
-    NUM_BINS,
-    band_hashes,
-    candidate_pairs,
-    jaccard,
-    shingle,
-    sketch,
-)
+from pipelines.curate import clusters as clusters_module
+from pipelines.curate import signatures
+from pipelines.curate.candidates import Buckets, distinct_pairs
+from pipelines.curate.minhash import NUM_BINS, jaccard, rows_per_band, sketch
+from pipelines.curate.words import hash_ngrams, hash_words, pack, shingle
 from pipelines.manifest import Counts
 from tests.assets.curation import curation_recipe, record, rows_of, run_stage
 
@@ -38,6 +34,7 @@ def deduplicated(tmp_path, *shards, workers=1, **settings):
     recipe = curation_recipe(curation={"dedup": settings})
     store, ref = run_stage(tmp_path, "dedup", recipe, *shards, workers=workers)
     clusters = pq.read_table(store.path(ref) / "clusters.parquet").to_pylist()
+    clusters = [entry for entry in clusters if entry["reason"] != "kept"]
     return [row["id"] for row in rows_of(store, ref)], store.manifest(ref), clusters
 
 
@@ -73,7 +70,7 @@ def test_of_duplicates_the_best_scored_then_the_smallest_id_stays(tmp_path):
             "reason": "near_duplicate", "file": "records-00001.parquet", "row": 0,
         },
         {
-            "id": "d", "cluster": 1, "representative": "c", "jaccard": 1.0,
+            "id": "d", "cluster": 4, "representative": "c", "jaccard": 1.0,
             "reason": "exact_duplicate", "file": "records-00001.parquet", "row": 1,
         },
     ]  # fmt: skip
@@ -168,60 +165,205 @@ def test_an_empty_stage_and_a_single_record_pass_through(tmp_path):
     assert deduplicated(tmp_path / "one", [record("a", text=text(words(9)))])[0] == ["a"]
 
 
-def documents(texts, kind="text"):
-    return [
-        Document(f"{i:06d}", None, kind, value.encode(), shingle(value, 5, 42), "f", i)
-        for i, value in enumerate(texts)
-    ]
-
-
 @pytest.mark.parametrize("distinct", [False, True])
-def test_thousands_of_alike_records_cost_one_comparison_each(monkeypatch, distinct):
+def test_thousands_of_alike_records_cost_one_comparison_each(monkeypatch, tmp_path, distinct):
     """A quadratic search would make two million."""
     base = words(300)
     texts = [text([*base, f"end{i}" if distinct else "end"]) for i in range(2000)]
+    rows = [record(f"{i:06d}", text=value) for i, value in enumerate(texts)]
     compared = []
-    monkeypatch.setattr(dedup, "jaccard", lambda a, b: compared.append(1) or jaccard(a, b))
+    monkeypatch.setattr(
+        clusters_module, "jaccard", lambda a, b: compared.append(1) or jaccard(a, b)
+    )
 
-    duplicates = find_duplicates(documents(texts), 0.7)
+    kept, _, clusters = deduplicated(tmp_path, rows)
 
-    assert [d.document.row for d in duplicates] == list(range(1, 2000))
-    assert {d.representative.row for d in duplicates} == {0}
+    assert kept == ["000000"]
+    assert {entry["representative"] for entry in clusters} == {"000000"}
     assert len(compared) <= 2 * len(texts)
 
 
-def test_alike_records_propose_a_number_of_pairs_that_grows_linearly():
-    base = words(300)
-    table = np.array(
-        [band_hashes(sketch(shingle(text([*base, f"end{i}"]), 5, 42)), 1) for i in range(1000)]
+def test_a_bucket_proposes_a_number_of_pairs_that_grows_linearly():
+    buckets = Buckets(np.arange(1000), np.repeat([0, 1], 500))
+
+    pairs = distinct_pairs([buckets.pairs()])
+
+    assert len(pairs) <= 2 * 1000
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert buckets.star().tolist()[0] == [0, 1]
+    assert {(a < 500, b < 500) for a, b in pairs.tolist()} == {(True, True), (False, False)}
+
+
+def test_a_long_chain_is_not_compared_all_with_all(monkeypatch, tmp_path):
+    """Each record repeats its neighbors only: 150 are kept, and each is compared with 64 or so."""
+    base = words(5000)
+    rows = [record(f"{i:06d}", text=text(base[8 * i : 8 * i + 80])) for i in range(600)]
+    compared = []
+    monkeypatch.setattr(
+        clusters_module, "jaccard", lambda a, b: compared.append(1) or jaccard(a, b)
     )
 
-    pairs = candidate_pairs(table)
+    kept, _, clusters = deduplicated(tmp_path, rows)
 
-    assert len(pairs) <= 20 * len(table)
-    assert (pairs[:, 0] < pairs[:, 1]).all()
-    assert len(np.unique(pairs, axis=0)) == len(pairs)
+    assert len(kept) + len(clusters) == 600
+    assert len(kept) >= 150
+    assert len(compared) <= 600 * 70
 
 
-def test_nearly_every_similar_pair_is_found_and_nothing_else():
+def test_nearly_every_similar_pair_is_found_and_nothing_else(tmp_path):
     """200 pairs at Jaccard 0.70 to 0.74, the hardest to find: 42 bands of 6 miss 0.5 %."""
-    texts = []
+    rows, similar = [], set()
     for seed in range(200):
         base = words(120 + seed, seed=seed)
         count = round(len(base) * 0.032)
-        places = range(10, 10 + 9 * count, 9)
-        texts += [text(base), text(changed(base, *places))]
-    found = documents(texts)
-    similar = {
-        i for i in range(0, 400, 2) if jaccard(found[i].shingles, found[i + 1].shingles) >= 0.7
-    }
+        other = changed(base, *range(10, 10 + 9 * count, 9))
+        rows += [record(f"{seed:03d}a", text=text(base)), record(f"{seed:03d}b", text=text(other))]
+        if jaccard(shingle(text(base), 5, 42), shingle(text(other), 5, 42)) >= 0.7:
+            similar.add((f"{seed:03d}a", f"{seed:03d}b"))
 
-    duplicates = find_duplicates(found, 0.7)
+    _, _, clusters = deduplicated(tmp_path, rows)
 
-    pairs = {(d.representative.row, d.document.row) for d in duplicates}
-    assert pairs <= {(i, i + 1) for i in similar}
+    pairs = {(entry["representative"], entry["id"]) for entry in clusters}
+    assert pairs <= similar
     assert len(similar) > 100
     assert len(pairs) >= 0.98 * len(similar)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 0.7, 0.85, 0.95])
+def test_bands_miss_few_pairs_at_any_threshold(threshold):
+    rows = rows_per_band(threshold)
+
+    assert (1 - threshold**rows) ** (NUM_BINS // rows) <= 0.0055
+    assert rows <= NUM_BINS // 8
+
+
+def signatures_made(monkeypatch):
+    made = []
+    real = signatures.sign_bodies
+    monkeypatch.setattr(
+        signatures, "sign_bodies", lambda *given: made.append(given[0]) or real(*given)
+    )
+    return made
+
+
+def test_a_refresh_signs_new_shards_only_and_gives_what_a_first_build_gives(monkeypatch, tmp_path):
+    old = [record(f"o{i}", text=text(words(60, seed=i))) for i in range(30)]
+    new = [record(f"a{i}", text=text(changed(words(60, seed=i), 30))) for i in range(9)]
+    made = signatures_made(monkeypatch)
+
+    deduplicated(tmp_path / "kept", old)
+    first = len(made)
+    kept, refreshed, _ = deduplicated(tmp_path / "kept", old, new)
+    second = len(made) - first
+    _, fresh, _ = deduplicated(tmp_path / "fresh", old, new, incremental=False)
+
+    assert (first, second) == (1, 1)
+    assert refreshed.report["signatures"] == {"shards": 2, "reused": 1}
+    assert fresh.report["signatures"] == {"shards": 2, "reused": 0}
+    assert refreshed.digest == fresh.digest
+    assert set(kept) == {f"a{i}" for i in range(9)} | {f"o{i}" for i in range(9, 30)}
+
+
+def test_kept_signatures_that_were_cut_are_made_again(monkeypatch, tmp_path):
+    rows = [record(f"o{i}", text=text(words(60, seed=i))) for i in range(5)]
+    _, before, _ = deduplicated(tmp_path, rows)
+    [kept] = tmp_path.glob("dedup/.signatures-*/*.arrow")
+    kept.write_bytes(kept.read_bytes()[:-100])
+    made = signatures_made(monkeypatch)
+
+    _, after, _ = deduplicated(tmp_path, rows, [record("z", text="z")])
+
+    assert len(made) == 2
+    assert after.counts.rows_out == before.counts.rows_out + 1
+
+
+def test_memory_changes_no_byte_of_the_result(tmp_path):
+    rows = [record(f"r{i:03d}", text=text(changed(words(99, seed=i % 50), i))) for i in range(400)]
+    shards = [rows[:150], rows[150:]]
+
+    _, much, clusters = deduplicated(tmp_path / "2", *shards)
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr("pipelines.curate.candidates.BYTES_PER_DOCUMENT", 2**21)
+        patch.setattr("pipelines.curate.partitions.BYTES_PER_DOCUMENT", 2**21)
+        _, little, same = deduplicated(tmp_path / "1", *shards, memory_gb=0.1)
+
+    assert much.digest == little.digest
+    assert clusters == same
+    assert len(clusters) == 350
+
+
+def test_what_stays_does_not_depend_on_the_order_of_shards(tmp_path):
+    rows = [record(f"r{i:03d}", text=text(changed(words(99, seed=i % 40), i))) for i in range(400)]
+    shards = [rows[start : start + 80] for start in range(0, 400, 80)]
+
+    kept, _, clusters = deduplicated(tmp_path / "1", *shards)
+    again, _, other = deduplicated(tmp_path / "2", *reversed(shards))
+
+    assert sorted(kept) == sorted(again)
+    pairs = [{(e["id"], e["representative"], e["jaccard"]) for e in c} for c in (clusters, other)]
+    assert pairs[0] == pairs[1]
+
+
+def test_clusters_join_the_groups_of_all_their_records(tmp_path):
+    a, b, c = (words(80, seed=seed) for seed in range(3))
+    rows = [
+        record("1", group="left", source="one", text=text(a)),
+        record("2", group="middle", source="two", text=text(changed(a, 40))),
+        record("3", group="middle", source="two", text=text(b)),
+        record("4", group="right", source="one", text=text(b)),
+        record("5", group="other", text=text(c)),
+        record("6", group="other", text=text(c)),
+    ]
+    store, ref = run_stage(tmp_path, "dedup", curation_recipe(), rows[:3], rows[3:])
+
+    table = pq.read_table(store.path(ref) / "groups.parquet").to_pylist()
+
+    assert table == [
+        {"group": "left", "joined": "left"},
+        {"group": "middle", "joined": "left"},
+        {"group": "right", "joined": "left"},
+    ]
+    assert store.manifest(ref).report["joined_groups"] == {"groups": 3, "joined": 1, "largest": 3}
+
+
+def test_every_record_of_a_cluster_is_in_the_table(tmp_path):
+    base = words(80)
+    rows = [record("a", text=text(base)), record("b", text=text(base)), record("c", text="x")]
+    store, ref = run_stage(tmp_path, "dedup", curation_recipe(), rows)
+
+    table = pq.read_table(store.path(ref) / "clusters.parquet").to_pylist()
+
+    assert [(e["id"], e["cluster"], e["representative"], e["reason"]) for e in table] == [
+        ("a", 0, "a", "kept"),
+        ("b", 0, "a", "exact_duplicate"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "word",
+        "+-*/ " * 40_000,
+        "x" * 5_000_000,
+        "same " * 500_000,
+        "a b c d e f g " * 100_000,
+        "\u00a0".join(["nbsp"] * 9),
+    ],
+    ids=["empty", "one token", "no words", "one long line", "repeats", "periodic", "nbsp"],
+)
+def test_odd_texts_are_compared_like_any_other(tmp_path, body):
+    rows = [record("a", text=body), record("b", text=body), record("c", text=text(words(30)))]
+
+    kept, manifest, _ = deduplicated(tmp_path, rows)
+
+    assert kept == ["a", "c"]
+    assert manifest.counts.dropped == {"exact_duplicate": 1}
+
+
+def grams_of(*texts):
+    return hash_ngrams(hash_words(pack(pa.array(texts))), 5, 42)
 
 
 @pytest.mark.parametrize("count", [8, 30, 120, 2000])
@@ -231,10 +373,11 @@ def test_sketches_estimate_the_similarity_whatever_the_length(count):
         base = [f"{seed}x{i}" for i in range(count + 4)]
         other = changed(base, *range(0, count, max(count // 2, 20)))
         left, right = shingle(text(base), 5, 42), shingle(text(other), 5, 42)
-        estimates.append(float(np.mean(sketch(left) == sketch(right))))
+        sketches = sketch(grams_of(text(base), text(other)))
+        estimates.append(float(np.mean(sketches[0] == sketches[1])))
         exact.append(jaccard(left, right))
 
-    assert sketch(left).shape == (NUM_BINS,)
+    assert sketches.shape == (2, NUM_BINS)
     assert abs(np.mean(estimates) - np.mean(exact)) < 0.04
 
 
@@ -249,3 +392,14 @@ def test_shingles_depend_on_words_and_seed_and_not_on_what_lies_between():
     assert len(shingle("+-*/ \n", 1, 42)) == 0
     assert len(shingle("größer 你好 als", 3, 42)) == 1
     assert len(shingle("x" * 1_000_000, 1, 42)) == 1
+
+
+def test_many_texts_at_once_have_the_shingles_of_each_alone():
+    texts = ["", "a b c d e f", "x" * 40, text(words(50)), "größer als a_b 9 9 9", "+", "a b c d e"]
+
+    grams = grams_of(*texts)
+
+    for number, value in enumerate(texts):
+        mine = grams.hashes[grams.bounds[number] : grams.bounds[number + 1]]
+        assert np.unique(mine).tolist() == shingle(value, 5, 42).tolist()
+    assert grams.counts.tolist() == [0, 2, 0, 46, 2, 0, 1]

@@ -1,0 +1,61 @@
+"""Copies a shard without some of its rows, as columns: no Python object for each row."""
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.curate.rows import count_sources
+from pipelines.engine import SAMPLES_PER_REASON, Outcome, Reject
+from pipelines.manifest import Counts
+
+Drops = Mapping[int, tuple[str, str]]  # {row: (reason, detail)}
+
+
+def drop_rows(source: Path, output: Path, drops: Drops) -> Outcome:
+    """Copy the other rows in order, with the counts of the dropped ones and samples of them."""
+    with pq.ParquetFile(source, page_checksum_verification=True) as file:
+        if drops:
+            table = file.read(use_threads=False)
+        else:
+            table = file.read(columns=["id", "source"], use_threads=False)
+    keep = np.ones(len(table), np.bool_)
+    keep[list(drops)] = False
+    if drops:
+        kept = table.filter(pa.array(keep))
+        pq.write_table(
+            kept, output, compression="zstd", compression_level=1, write_page_checksum=True
+        )
+    else:
+        shutil.copyfile(source, output)
+    dropped = _count(drops, table["source"].take(pa.array(list(drops), pa.int64())).to_pylist())
+    totals: Counter[str] = sum(dropped.values(), Counter())
+    by_source = pc.value_counts(table["source"].filter(pa.array(keep))).to_pylist()
+    counts = Counts(
+        rows_in=len(table),
+        rows_out=int(keep.sum()),
+        used=int(keep.sum()),
+        dropped=dict(sorted(totals.items())),
+    )
+    sources = count_sources({each["values"]: each["counts"] for each in by_source}, dropped)
+    return Outcome(counts, rejects=tuple(_samples(table, drops)), extra={"sources": sources})
+
+
+def _count(drops: Drops, sources: list[str]) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {}
+    for source, (reason, _) in zip(sources, drops.values(), strict=True):
+        found.setdefault(source, Counter())[reason] += 1
+    return found
+
+
+def _samples(table: pa.Table, drops: Drops) -> Iterator[Reject]:
+    seen: Counter[str] = Counter()
+    for row, (reason, detail) in sorted(drops.items()):
+        seen[reason] += 1
+        if seen[reason] <= SAMPLES_PER_REASON:
+            yield {"id": table["id"][row].as_py(), "reason": reason, "detail": detail}
