@@ -4,9 +4,12 @@ Only the tables are written, each to a file whose name is ours; an archive with 
 lead out of a folder, or with a link, is refused as a whole before anything is written.
 """
 
+import errno
 import gzip
+import lzma
 import os
 import re
+import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -20,6 +23,11 @@ from pipelines.sources.stack_exchange.located import TABLES
 MAX_RATIO = 100  # posts pack about 6 times with 7z, 4 with gzip
 FREE_BYTES = 64 << 20  # a small archive may pack better
 COPY_BYTES = 1 << 20
+# What py7zr raises for headers that make no sense: it checks few of their values.
+DAMAGES = (
+    lzma.LZMAError, zlib.error, struct.error, EOFError, AssertionError, AttributeError, TypeError,
+    ValueError, LookupError, OverflowError, RecursionError, MemoryError,
+)  # fmt: skip
 DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -75,12 +83,10 @@ def _refuse_bomb(packed: Path) -> None:
 
 
 def _unpack_archive(packed: Path, table: str, wanted: Mapping[str, Path]) -> None:
-    import lzma
-
     import py7zr
 
-    # A file that is open already is unpacked in one thread, block by block.
     try:
+        # A file that is open already is unpacked in one thread, block by block.
         with packed.open("rb") as raw, py7zr.SevenZipFile(raw) as archive:
             members = _find_members(packed, archive)
             if table not in members:
@@ -88,10 +94,12 @@ def _unpack_archive(packed: Path, table: str, wanted: Mapping[str, Path]) -> Non
                     f"{packed} holds no {table}.xml, but {', '.join(archive.getnames()[:10])}"
                 )
             targets = {members[name]: path for name, path in wanted.items() if name in members}
-            archive.extract(targets=list(targets), factory=_make_factory(packed, targets))
+            archive.extract(targets=list(targets), factory=_make_factory(targets))
     except py7zr.exceptions.PasswordRequired as error:
         raise SourceError(f"{packed} is encrypted; dumps are not") from error
-    except (py7zr.exceptions.ArchiveError, lzma.LZMAError, EOFError, ValueError) as error:
+    except (py7zr.exceptions.ArchiveError, OSError, *DAMAGES) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before the start
+            raise
         raise SourceError(
             f"{packed} is damaged or truncated ({type(error).__name__}: {error}); download it again"
         ) from error
@@ -119,7 +127,7 @@ def _find_members(packed: Path, archive: Any) -> dict[str, str]:
     return found
 
 
-def _make_factory(packed: Path, targets: Mapping[str, Path]) -> Any:
+def _make_factory(targets: Mapping[str, Path]) -> Any:
     from py7zr.io import Py7zIO, WriterFactory
 
     by_name = {PurePosixPath(entry).name: path for entry, path in targets.items()}
