@@ -12,7 +12,7 @@ from pipelines.errors import RecipeError
 WHERE_FROM = frozenset(
     {
         "id", "path", "revision", "distribution", "repository", "dataset",
-        "files", "sha256", "expected_rows", "splits", "api_url", "raw_url",
+        "files", "sha256", "expected_rows", "splits", "site", "api_url", "raw_url",
     }
 )  # fmt: skip
 

@@ -246,20 +246,29 @@ def test_the_site_comes_from_the_recipe_or_the_name_and_is_never_guessed(tmp_pat
         dump_source(named, id="b"),
         dump_source(tmp_path / "gone", id="c"),
         {"type": "stack-exchange", "id": "d"},
-        dump_source(named, site="ai", id="e"),
+        dump_source(nameless, site=None, id="e", allow_unlicensed=True),
     ]
 
     with pytest.raises(PreflightError) as error:
         check_sources(Recipe.model_validate(curation_recipe(*sources).model_dump(mode="json")))
 
     problems = str(error.value).split("; sources.")
-    assert len(problems) == 4
+    assert len(problems) == 3
     assert "set `site:`, e.g. site: stats.stackexchange.com" in problems[0]
-    assert (
-        "is named after ai.stackexchange.com, but site is 'stats.stackexchange.com'" in problems[1]
-    )
-    assert "does not exist; expected a Stack Exchange dump" in problems[2]
-    assert "name the `site:`" in problems[3]
+    assert "does not exist; expected a Stack Exchange dump" in problems[1]
+    assert "name the `site:`" in problems[2]
+
+
+def test_the_name_of_a_dump_decides_its_site_and_without_one_links_are_relative(tmp_path):
+    named = write_files(tmp_path / "ai.stackexchange.com", {"Posts.xml": CONTENT})
+    nameless = write_files(tmp_path / "nameless", {"Posts.xml": CONTENT})
+
+    ours, manifest = collect(tmp_path / "1", dump_source(named))
+    unknown, _ = collect(tmp_path / "2", dump_source(nameless, site=None, allow_unlicensed=True))
+
+    assert ours[0]["url"].startswith("https://ai.stackexchange.com/a/")
+    assert manifest.report["sources"]["se"]["site"] == "ai.stackexchange.com"
+    assert unknown[0]["url"] == ours[0]["url"].removeprefix("https://ai.stackexchange.com")
 
 
 def test_a_folder_or_file_without_posts_says_what_was_expected(tmp_path):

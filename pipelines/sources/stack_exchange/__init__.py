@@ -36,16 +36,10 @@ def find_problem(source: StackExchangeSource) -> str | None:
         locate_dump(path)
     except (SourceError, OSError) as error:
         return str(error)
-    named = site_of(path)
-    if source.site is None and named is None:
+    if not _site(source) and not source.allow_unlicensed:
         return (
             f"the site of the dump {source.path!r} is not in its name, and attribution needs it: "
             "set `site:`, e.g. site: stats.stackexchange.com"
-        )
-    if source.site and named and _domain(source.site) != named:
-        return (
-            f"path {source.path!r} is named after {named}, but site is {source.site!r}; links and "
-            f"authors would be wrong: set site: {named}"
         )
     return None
 
@@ -56,9 +50,9 @@ def _domain(site: str) -> str:
 
 
 def _site(source: StackExchangeSource) -> str:
-    if source.site:
-        return _domain(source.site)
-    return site_of(Path(source.path or "").expanduser().absolute()) or ""
+    """Return the site: a dump that is named after one is of that one; "" where nobody says."""
+    named = site_of(Path(source.path).expanduser().absolute()) if source.path else None
+    return named or (_domain(source.site) if source.site else "")
 
 
 def is_remote(source: StackExchangeSource) -> bool:
@@ -86,8 +80,9 @@ def locate(source: StackExchangeSource) -> Raw:
 
         root = fetched_folder(source)
         names = tuple(page_names(root))
-    url = f"https://{_site(source)}"
-    raw = Raw(root, names, Origin("", url=url, author=f"users of {_site(source)}"))
+    site = _site(source)
+    url, author = (f"https://{site}", f"users of {site}") if site else (None, None)
+    raw = Raw(root, names, Origin("", url=url, author=author))
     revision = source.revision or _digest(raw)[:16]
     return replace(raw, origin=replace(raw.origin, revision=revision))
 

@@ -153,7 +153,7 @@ class _Thread:
             "author_url": self._author_url(answer),
             "question_id": question["id"],
             "question_score": question["score"],
-            "question_url": f"https://{site}/questions/{question['id']}",
+            "question_url": self._link("questions", question["id"]),
             "question_author": question["author"],
             "question_author_url": self._author_url(question),
             "question_license": self._license(question),
@@ -167,7 +167,7 @@ class _Thread:
             group=f"{source}:q{question['id']}",
             source=source,
             revision=params["origin"]["revision"],
-            url=f"https://{site}/a/{answer['id']}",
+            url=self._link("a", answer["id"]),
             author=answer["author"],
             license=license_,
             created=_utc(answer["created"]),
@@ -178,13 +178,12 @@ class _Thread:
         )
 
     def _describe(self, worse: Row) -> Row:
-        site = self.params["site"]
         about = {
             "id": worse["id"],
             "text": self._text(worse),
             "score": worse["score"],
             "preference": self._preference(worse),
-            "url": f"https://{site}/a/{worse['id']}",
+            "url": self._link("a", worse["id"]),
             "author": worse["author"],
             "author_url": self._author_url(worse),
             "license": self._license(worse),
@@ -201,7 +200,12 @@ class _Thread:
     def _author_url(self, post: Row) -> str | None:
         if post["author_id"] is None:
             return None
-        return f"https://{self.params['site']}/users/{post['author_id']}"
+        return self._link("users", post["author_id"])
+
+    def _link(self, kind: str, number: int) -> str:
+        """Return the address of a page; relative to the site where nobody said which that is."""
+        site = self.params["site"]
+        return f"{f'https://{site}' if site else ''}/{kind}/{number}"
 
 
 def _revised(post: Row) -> str:
