@@ -110,15 +110,14 @@ class Blocks:
             self.gap = self.blank
 
     def _finish(self, text: str) -> str:
-        if self.risky and RISKY in text:
-            text = settle_escapes(text)
         if self.heading:
             text = heading_line(self.heading, text)
             self.set_heading("")
-            return text
-        if self.cells:
-            return text.replace(BREAK, "<br>").replace("\n", " ")
-        return escape_line_starts(text)
+        elif self.cells:
+            text = text.replace(BREAK, "<br>").replace("\n", " ")
+        else:
+            text = escape_line_starts(text)
+        return settle_escapes(text) if RISKY in text else text
 
     def set_heading(self, mark: str) -> None:
         """Make the next block a heading, or no heading."""
@@ -206,6 +205,7 @@ class Blocks:
         content = "".join(parts[entry.at :])
         if entry.kind == "a" and entry.target and ("[" in content or "]" in content):
             content = escape_brackets(parts[entry.at :])
+            self.risky = self.special = True
         del parts[entry.at :]
         text = content.strip(_BLANK)
         if not text:
@@ -256,10 +256,10 @@ class Blocks:
         """Append inline code, exactly; two neighbours become one, or their marks would merge."""
         parts = self.parts
         span = code_span(code)
-        if parts and parts[-1][:1] == "`" == parts[-1][-1:]:
-            before = parts[-1].strip("`")
-            if f"`{before}`" == parts[-1] and f"`{code}`" == span:
-                parts[-1] = f"`{before}{code}`"
+        last = parts[-1] if parts else ""
+        if last[-1:] == "`" and last[-2:] != f"{RISKY}`":
+            if span == f"`{code}`" and last == f"`{last.strip('`')}`":
+                parts[-1] = f"{last[:-1]}{code}`"
                 return
             span = f" {span}"
         if span:

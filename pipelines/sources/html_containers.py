@@ -23,7 +23,9 @@ def _start_list(walker: Walker, i: int) -> int:
     tight = bool(stack) and stack[-1].name == "li" and len(walker.out) > written
     opened = walker.open_container(name, "", "")
     if opened:
-        if tight and start == 1:
+        if start != 1 and walker.out:  # only a list from 1 may follow text without a blank line
+            walker.gap = walker.blank
+        elif tight:
             walker.gap = "\n"
         opened.number = start
         bullets = ("-", "*") if name == "ul" else (".", ")")

@@ -81,6 +81,7 @@ def _start_link(walker: Walker, i: int) -> int:
     else:
         if "[" in text or "]" in text:
             text = escape_brackets([text])
+            walker.risky = walker.special = True
         text = f"[{text}]({target})"
     walker.append_bracket(text)
     i += 1
@@ -107,6 +108,8 @@ def _end_link(walker: Walker, i: int) -> int:
 def _image(walker: Walker, i: int) -> int:
     given = attributes(walker.rests[i])
     label, url = escape_label(given.get("alt", "")), given.get("src", "")
+    if "[" in label or "]" in label:
+        walker.risky = walker.special = True
     if url or label:
         walker.append_bracket(f"![{label}]({link_target(url, given.get('title', ''))})")
     walker.append(walker.texts[i])

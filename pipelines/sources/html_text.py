@@ -24,28 +24,29 @@ MATH = re.compile(
     r"(\$\$[^\x00$]++\$\$"
     rf"|{_BEGIN}{_PLAIN}(?:{_BEGIN}{_PLAIN}{_END}{_PLAIN})*+{_END}"
     r"|\\\$[^\x00$\\]*+(?:\\[^\x00$][^\x00$\\]*+)*+\\\$"
-    r"|\\\((?:[^\x00\\]++|\\[^\x00()])*+\\\)"
-    r"|\\\[(?:[^\x00\\]++|\\[^\x00\[\]])*+\\\]"
+    r"|\\\((?:[^\x00\\]++|\\[^\x00()])++\\\)"
+    r"|\\\[(?:[^\x00\\]++|\\[^\x00\[\]])++\\\]"
     r"|\$(?<![\\$]\$)(?=[^\s$])[^\x00$]*+(?<![\s\\])\$(?![\d$])"
     r"|\$(?<![\\$]\$)[^\x00$\\^_{]*+[\\^_{][^\x00$]*+\$)"
 )
 _STAR = re.compile(r"\*(?:(?=\S)|(?<=\S\*))")
 _UNDERSCORES = re.compile("_+")
-_BACKSLASH = re.compile(r"\\(?=[!-#%-/:-@\[-`{-~\n\x00])")
-_ANGLE = re.compile(r"<(?=/?[A-Za-z][A-Za-z0-9-]*+(?:[\s/>:@.+\x00]|$)|[!?])")
+_BACKSLASH = re.compile(r"\\(?=[!-#%-/:-@\[-`{-~\n]|[ \t\f]*+\x00)")
+_ANGLE = re.compile(r"<(?=/?[A-Za-z][A-Za-z0-9-]*+(?:[\s/>:@.+\x00]|$)|[!?]|/?\x00)")
 _ENTITY = re.compile(r"&(?=#[0-9]{1,7};|#[xX][0-9a-fA-F]{1,6};|[A-Za-z][A-Za-z0-9]*;)")
 _BRACKET = re.compile(r"\](?=[(\x00])")
 # Patterns that begin with a literal are searched by jumping from one to the next.
 _BLANK_AT_LINE_END = re.compile(r"\n(?: |(?<= \n))")
 _LINE_START = re.compile(
-    r"\n(?:(#{1,6}(?=[ \t\n]|\Z)|>|[-+*](?=[ \t\n]|\Z)|[=|:-][ \t=|:-]*(?=\n|\Z)|~~~"
+    r"\n(?:(#{1,6}(?=[ \t\n]|\Z)|>|[-+*](?=[ \t\n]|\Z)|[=|:-][ \t=|:-]*(?=\n|\Z)|\x01?~~~"
     r"|\[(?:[^\[\]\\\n]|\\.){1,999}+\]:)|(\d{1,9})(?=[.)](?:[ \t\n]|\Z)))"
 )
-_LATER_LINE_START = re.compile(r"\n[#>+*=|:~\[0-9\n-]")
+_LATER_LINE_START = re.compile(r"\n[\x01#>+*=|:~\[0-9\n-]")
 _AROUND_LINE_END = re.compile(r" *+\n *+")
-_BRACKETS = re.compile(r"\\.|[\[\]]", re.DOTALL)
+_RISKY_MARK = re.compile(rf"{RISKY}(?![\[\]])")
+_BRACKETS = re.compile(r"[\\\x01].|[\[\]]", re.DOTALL)
 _ODD_URL = re.compile(r"[\x00-\x20<>\\\x7f]")
-LINE_STARTS = frozenset("#>-+*=|:~[0123456789")
+LINE_STARTS = frozenset("\x01#>-+*=|:~[0123456789")
 
 
 def unescape(text: str) -> str:
@@ -123,7 +124,7 @@ def settle_escapes(block: str) -> str:
         if count:
             alone = count == 1 and (mark == "_" or block.count(mark) == 1)
             block = block.replace(risky, mark if alone else f"\\{mark}")
-    return block
+    return block.replace(RISKY, "\\")  # brackets, which are not to be taken for math before
 
 
 def escape_line_starts(block: str) -> str:
@@ -152,7 +153,9 @@ def _outside_math(block: str) -> str:
 
 
 def _escape_start(match: re.Match[str]) -> str:
-    return f"\n\\{match[1]}" if match[1] else f"\n{match[2]}\\"
+    if match[1]:
+        return f"\n\\{match[1].removeprefix(RISKY)}"
+    return f"\n{match[2]}\\"
 
 
 def code_span(code: str) -> str:
@@ -203,12 +206,15 @@ def _percent(match: re.Match[str]) -> str:
 
 
 def escape_label(text: str) -> str:
-    """Return the alternative text of an image, decoded and escaped, on one line."""
-    chunks, risky = prepare_prose(text.replace(CHUNK, "") + CHUNK)
+    """Return the alternative text of an image, decoded and escaped, on one line.
+
+    Its brackets without a partner are still to be settled.
+    """
+    chunks, _ = prepare_prose(text.replace(CHUNK, "") + CHUNK)
     label = chunks[0].replace("\n", " ").strip(" ")
     if "[" in label or "]" in label:
         label = escape_brackets([label])
-    return label.replace(RISKY, "\\") if risky else label
+    return _RISKY_MARK.sub(r"\\", label) if RISKY in label else label
 
 
 def balanced(text: str, opening: str, closing: str) -> bool:
@@ -222,7 +228,7 @@ def balanced(text: str, opening: str, closing: str) -> bool:
 
 
 def escape_brackets(parts: list[str]) -> str:
-    """Return the joined parts of a link's text, square brackets without a partner escaped.
+    """Return the joined parts of a link's text, square brackets without a partner marked risky.
 
     Parts with code in them stay as they are: a code span binds tighter than brackets.
     """
@@ -248,4 +254,4 @@ def escape_brackets(parts: list[str]) -> str:
 
 def _insert_backslashes(text: str, places: list[int]) -> str:
     cuts = [0, *places, len(text)]
-    return "\\".join(text[a:b] for a, b in pairwise(cuts))
+    return RISKY.join(text[a:b] for a, b in pairwise(cuts))
