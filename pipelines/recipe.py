@@ -74,6 +74,20 @@ class Dedup(Section):
     incremental: bool = True
 
 
+class Decontamination(Section):
+    """Records that hold a benchmark's texts go. `against` lists files, or folders of them.
+
+    A .jsonl (.jsonl.gz), .json or .parquet file has one problem per row, a .txt file one text per
+    line, any other file is one text. A text is found where a record has `coverage` of its n-grams
+    of `ngram` words; one of fewer words is found as a whole, one below `min_words` never.
+    """
+
+    against: tuple[str, ...] = ()
+    ngram: Annotated[int, Field(ge=2, le=64)] = 13
+    coverage: Annotated[float, Field(gt=0, le=1)] = 0.5
+    min_words: Annotated[int, Field(ge=2)] = 8
+
+
 class Curation(Section):
     """What is kept. `languages` are codes of the prose (en, uk, zh-CN); empty keeps every language.
 
@@ -100,6 +114,7 @@ class Curation(Section):
     drop_phrases: tuple[Annotated[str, Field(pattern=r"\w")], ...] = ()
     drop_phrase_lists: tuple[Literal["refusal", "self-reference"], ...] = ()
     dedup: Dedup = Dedup()
+    decontaminate: Decontamination = Decontamination()
 
     @field_validator("languages")
     @classmethod
