@@ -37,11 +37,7 @@ class Chunk:
     content: bytes
     plain: PlainRows
     odd: list[Line]
-
-    @property
-    def num_lines(self) -> int:
-        """Return how many lines these are."""
-        return self.content.count(b"\n") + (not self.content.endswith(b"\n"))
+    num_lines: int
 
 
 def find_extent(path: Path, element: str) -> Extent:
@@ -122,9 +118,9 @@ def read_range(
             plain, odd = read_chunk(content, names)
             for each in odd:
                 refuse_doctype(path, each.content, offset + each.offset)
-            chunk = Chunk(line, offset, content, plain, odd)
-            yield chunk
-            line += chunk.num_lines
+            num_lines = content.count(b"\n") + (not content.endswith(b"\n"))
+            yield Chunk(line, offset, content, plain, odd, num_lines)
+            line += num_lines
 
 
 def _next_row(path: Path, file: BinaryIO, extent: Extent, offset: int) -> int:
