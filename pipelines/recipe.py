@@ -21,28 +21,59 @@ from pipelines.source_settings import Source
 
 
 class ScratchConfig(Section):
-    """A model built from random weights: the GPTBigCodeConfig fields that matter."""
+    """A model built from random weights, its sizes named as in GPTBigCodeConfig.
 
-    model_type: Literal["gpt_bigcode"] = "gpt_bigcode"
+    Whatever its `model_type`, it has StarCoder's shape: one key/value head for all query heads and
+    an inner width of 4 x n_embd.
+    """
+
+    model_type: Literal["gpt_bigcode", "starcoder2", "llama", "qwen2"] = "gpt_bigcode"
     n_layer: Count = 4
     n_head: Count = 4
     n_embd: Count = 256
     n_positions: Count = 512
 
 
+class Quantization(Section):
+    """A frozen base in 4 or 8 bit, with the field names of transformers.BitsAndBytesConfig.
+
+    It computes in model.dtype. Needs the extra `starloom[bitsandbytes]`, an NVIDIA GPU per process
+    and an adapter, for only that is trained.
+    """
+
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = True
+
+    @model_validator(mode="after")
+    def _one_width(self) -> "Quantization":
+        if self.load_in_4bit == self.load_in_8bit:
+            raise ValueError("set either load_in_4bit or load_in_8bit to true")
+        return self
+
+
 class Model(Section):
-    """The base model: a hub id or folder with its revision, or `config` for random weights."""
+    """The base model: a hub id or folder with its revision, or `config` for random weights.
+
+    `dropout` replaces every rate in the model's config (StarCoder's carry 0.1); null keeps them.
+    `quantization_config` is for adapters (QLoRA).
+    """
 
     model_name_or_path: str | None = None
     revision: str | None = None
     config: ScratchConfig | None = None
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dropout: Fraction | None = 0.0
+    quantization_config: Quantization | None = None
     attn_implementation: Literal["sdpa", "eager"] = "sdpa"
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Model":
         if (self.model_name_or_path is None) == (self.config is None):
             raise ValueError("give either model_name_or_path or config")
+        if self.config is not None and self.quantization_config is not None:
+            raise ValueError("quantization_config is for a base model, not for random weights")
         return self
 
 
@@ -172,17 +203,33 @@ class Tokenization(Section):
 
 
 class Adapter(Section):
-    """LoRA, with the field names of peft.LoraConfig."""
+    """LoRA, with the field names of peft.LoraConfig.
+
+    `target_modules` are names or ends of names, each of which has to match some layer, or
+    "all-linear": all but the output head. `use_rslora` scales by alpha / sqrt(r) instead of
+    alpha / r, which is more: lower lora_alpha or learning_rate. `use_dora` trains magnitudes too.
+    Embedding rows of new control tokens are trained by themselves.
+    """
 
     r: Count = 8
     lora_alpha: Count = 32
     lora_dropout: Fraction = 0.0
-    target_modules: tuple[str, ...]
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
+    use_rslora: bool = False
+    use_dora: bool = False
     bias: Literal["none"] = "none"
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class Training(Section):
-    """The subset of transformers.TrainingArguments that recipes set, with the same meaning."""
+    """The subset of transformers.TrainingArguments that recipes set, with the same meaning.
+
+    `neftune_noise_alpha` (5 is usual) adds noise to embeddings in training (arXiv 2310.05914).
+    """
 
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0e-5
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
@@ -197,6 +244,7 @@ class Training(Section):
     per_device_eval_batch_size: Count = 4
     gradient_accumulation_steps: Count = 1
     gradient_checkpointing: bool = False
+    neftune_noise_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     logging_steps: Count = 5
     eval_steps: Count = 50
     save_steps: Count = 50
@@ -274,6 +322,16 @@ class Recipe(Section):
         if config and config.n_embd % config.n_head:
             raise ValueError(
                 f"model.config.n_embd {config.n_embd} is not a multiple of n_head {config.n_head}"
+            )
+        if config and config.model_type != "gpt_bigcode" and config.n_embd // config.n_head % 2:
+            raise ValueError(
+                f"model.config: n_embd / n_head is {config.n_embd // config.n_head}, but the "
+                f"rotary positions of {config.model_type} need an even number"
+            )
+        if self.model.quantization_config and self.adapter is None:
+            raise ValueError(
+                "model.quantization_config: quantized weights cannot be trained; add a section "
+                "`adapter`, or leave it out"
             )
         if not (self.split.validation and self.split.test):
             raise ValueError("split.validation and split.test must both be above 0")
