@@ -36,11 +36,9 @@ NOBODY = re.compile(
 )
 NO_PERSON = frozenset({"git", "hg", "svn"})
 
-IPV4 = re.compile(
-    r"\.(?<=[0-9]\.)[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?!\w|\.[0-9]|\.in-addr|-[A-Za-z]|\+)"
-)
+IPV4 = re.compile(r"\.(?<=[0-9]\.)[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?!\w|\.\w|-[A-Za-z]|\+)")
 IPV6 = re.compile(
-    r":(?<=(?<![\w:.])[23][0-9a-fA-F]{3}:)(?:[0-9a-fA-F]{0,4}:){1,7}[0-9a-fA-F]{0,4}(?![\w:])"
+    r":(?<=(?:(?<![\w:.])|(?<=\\[nrt]))[23][0-9a-fA-F]{3}:)(?:[0-9a-fA-F]{0,4}:){1,7}[0-9a-fA-F]{0,4}(?![\w:])"
 )
 CONTEXT_CHARS = 32
 VERSION = re.compile(
@@ -71,9 +69,15 @@ def find_emails(text: str) -> Iterator[Edit]:
         before = text[max(0, at - LOCAL_CHARS) : at][::-1]
         local = LOCAL.match(before)
         assert local is not None, "the pattern looks behind for one character"
-        name = local[0][::-1].lstrip(".-+%")
+        name = _after_escape(text, at, local[0][::-1]).lstrip(".-+%")
         if name and _is_address(name, found[1]) and not _is_url_password(text, at - len(name)):
             yield Edit(at - len(name), found.end(), "email", EMAIL)
+
+
+def _after_escape(text: str, at: int, name: str) -> str:
+    r"""Return a name before `at` without the letter that belongs to an escape: `\nbob@...`."""
+    start = at - len(name)
+    return name[1:] if text[start - 1 : start + 1] in ESCAPES else name
 
 
 def _is_address(name: str, domain: str) -> bool:
@@ -90,8 +94,11 @@ def _is_address(name: str, domain: str) -> bool:
 
 
 def _is_url_password(text: str, start: int) -> bool:
-    """Say whether what stands before the @ is a placeholder that URL rules left: `://u:PASS@host`."""
-    if text[start - 1 : start] != ":":
+    """Say whether what stands before the @ is a user or password of a URL: `://u:PASS@host`."""
+    before = text[max(0, start - 10) : start]
+    if before.endswith("://"):
+        return "mailto" not in before
+    if not before.endswith(":"):
         return False
     return "://" in text[max(0, start - LOCAL_CHARS) : start].rsplit(maxsplit=1)[-1]
 

@@ -12,7 +12,7 @@ from pipelines.curate.redact_keys import KEY, PASSWORD, Edit
 
 NAME_CHARS = 40
 PASSWORD_PARTS = ("pass", "pwd")
-SECRET_PARTS = ("secret", "token", "key", "credential")
+SECRET_PARTS = ("secret", "token", "key")
 
 # What may stand between a name and its value: quotes of JSON, an annotation, a call, XML's bracket.
 _LINK = (
@@ -54,6 +54,7 @@ _KEY_NAME = re.compile(
     r"|sign|signing|ssh|storage|subscription|webhook|write)[_\-. ]?key",
     re.IGNORECASE,
 )
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z_.]*[0-9]?")
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _BEFORE = re.compile(r"[\w.\-]*$")
 _AUTHORIZATION = re.compile(
@@ -121,6 +122,19 @@ def _positions(lower: str, parts: tuple[str, ...]) -> Iterator[int]:
             at = lower.find(part, at + len(part))
 
 
+def _is_expression(text: str, found: re.Match[str]) -> bool:
+    """Say whether a value without quotes is a variable: `input2` before a comma, `a:` in an if."""
+    value = found["bare"]
+    return (
+        value.endswith(":")
+        or "==" in value
+        or (
+            text[found.end() : found.end() + 1] in {",", ";"}
+            and _VARIABLE.fullmatch(value) is not None
+        )
+    )
+
+
 def _words(name: str) -> str:
     """Return a name in lower case with its words apart: smtpPass -> smtp_pass."""
     return _HUMP.sub("_", name).lower()
@@ -141,10 +155,12 @@ def _is_named(text: str, start: int, found: re.Match[str]) -> bool:
     if link.isspace():  # --password hunter2
         return bool(_COMMAND.fullmatch(before)) and before.startswith("-")
     opened = text[start - len(before) - 1 : start - len(before)]
+    if found["bare"] is not None and ("==" in link or _is_expression(text, found)):
+        return False
     if "(" in link:
         return found["quoted"] is not None and bool(_CALL_NAME.fullmatch(name))
     if "," in link:  # getenv("PASSWORD", "hunter2"), not a list of names
         return (
             opened in {'"', "'"} and text[start - len(before) - 2 : start - len(before) - 1] == "("
         )
-    return link != ">" or opened in {"<", ":"}
+    return link != ">" or opened == "<"

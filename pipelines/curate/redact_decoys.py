@@ -3,12 +3,15 @@
 import re
 from functools import lru_cache
 
-# Values that mean "put yours here", and variables that a program fills in.
+# Values that mean "put yours here": in one case, which letters of a random key hardly are.
+_STANDINS = (
+    "your example placeholder change insert dummy sample redacted todo fake foobar qwerty".split()
+)
 PLACEHOLDER = re.compile(
-    r"your|example|placeholder|change[_-]?(?:me|it|this)|replace|insert|dummy|sample|redacted|todo"
-    r"|fake|foobar|\*{3}|\.{3}|x{4}|[<>{}]|\$\w|\$\(|%\(|%[sdr]\b|\benv(?:iron)?\b|process\.|secrets\."
-    r"|1234567|abcdef|qwerty|lorem",
-    re.IGNORECASE,
+    "|".join(case(word) for word in _STANDINS for case in (str.lower, str.upper, str.title))
+    # Variables that a program fills in, what is struck out, sequences and repeats.
+    + r"|[<>{}]|\$\w|\$\(|%\(|%[sdr]\b|\benv(?:iron)?\b|process\.|secrets\."
+    r"|\*{3}|\.{3}|[xX]{4}|([^A])\1{5}|1234567|(?i:abcdef)"
 )
 WORDS = frozenset(
     "admin default demo empty false foo guest hidden invalid login none null optional pass"
@@ -36,7 +39,12 @@ COMMON_PAIRS = frozenset(
     " ac ss so el na ut ap pe pa ce am di mo il po".split()
 )
 COMMON_SHARE = 0.4
-FILE_NAME = re.compile(r"[\w./\\-]+\.[a-z][a-z0-9]{0,4}", re.IGNORECASE)
+FILE_NAME = re.compile(
+    r"[\w./\\-]+\.(?:cfg|conf|crt|csv|db|env|gif|go|gz|html?|ini|java|jpe?g|js|json|key|log|md|pem|php"
+    r"|png|py|rb|rs|sh|sql|svg|tar|toml|ts|txt|xml|ya?ml|zip)",
+    re.IGNORECASE,
+)
+NAMED = re.compile(r"pass|pwd|secret|token|key|user|api|id$", re.IGNORECASE)
 IDENTIFIER = re.compile(r"[A-Za-z_.-]*[0-9]?")
 
 
@@ -51,7 +59,7 @@ def is_placeholder(value: str) -> bool:
         value in DOCUMENTED
         or value.strip("=:;,.!?-_").lower() in WORDS
         or bool(PLACEHOLDER.search(value))
-        or len(set(value)) < min(8, (len(value) + 1) // 2)
+        or len(set(value)) < min(5, (len(value) + 1) // 2)
     )
 
 
@@ -93,5 +101,9 @@ def is_password(value: str) -> bool:
     rest = [c for c in value if not c.isalpha() and c not in "_-./: "]
     if not rest or FILE_NAME.fullmatch(value):
         return False
-    named = re.search(r"pass|pwd|secret|token|key|user", value, re.IGNORECASE)
-    return not (named and IDENTIFIER.fullmatch(value))
+    return not is_label(value)
+
+
+def is_label(value: str) -> bool:
+    """Say whether a value only names what belongs there: `ApiToken`, `my-secret`, `password2`."""
+    return bool(IDENTIFIER.fullmatch(value) and NAMED.search(value))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pipelines.curate.redact_decoys import is_placeholder, is_random
+from pipelines.curate.redact_decoys import is_label, is_placeholder, is_random
 
 EMAIL, IP_ADDRESS, KEY, PASSWORD = "<EMAIL>", "<IP_ADDRESS>", "<KEY>", "<PASSWORD>"
 
@@ -40,6 +40,8 @@ PEM_CHARS = 20_000
 # Steps over escapes, so that the n of \n is no part of the base64 around it.
 PEM_RUN = re.compile(r"\\[a-z]|([A-Za-z0-9+/=]+)")
 PEM_RUN_CHARS = 16
+PEM_GAP = 24  # quotes, commas and blanks between two lines
+PEM_HEADERS = 160
 
 
 def _rule(kind: str, anchors: str, pattern: str) -> KeyRule:
@@ -117,26 +119,39 @@ def find_pem(text: str) -> Iterator[Edit]:
     for begin, following in zip(begins, [*begins[1:], len(text)], strict=True):
         limit = min(following, begin + PEM_CHARS)
         end = text.find(PEM_END, begin, limit)
-        runs = [
-            found for found in PEM_RUN.finditer(text, begin, end if end >= 0 else limit) if found[1]
-        ]
-        yield from _edit_runs(text, runs, closed=end >= 0)
+        body = PEM_RUN.finditer(text, begin, end if end >= 0 else limit)
+        yield from _edit_runs(text, _key_runs(body, begin, end))
 
 
-def _edit_runs(text: str, runs: list[re.Match[str]], *, closed: bool) -> Iterator[Edit]:
-    long = [number for number, run in enumerate(runs) if len(run[1]) >= PEM_RUN_CHARS]
-    if not long:
+def _key_runs(body: Iterator[re.Match[str]], begin: int, end: int) -> list[tuple[int, int]]:
+    """Return where base64 lies: long runs close together, and a short last one."""
+    runs: list[tuple[int, int]] = []
+    previous = begin
+    for found in body:
+        if not found[1]:
+            continue
+        start, stop = found.span()
+        if start - previous > (PEM_GAP if runs else PEM_HEADERS):
+            break
+        if stop - start >= PEM_RUN_CHARS or (runs and 0 <= end - stop <= PEM_GAP):
+            runs.append((start, stop))
+        elif runs:
+            break
+        previous = stop if runs else begin
+    return runs
+
+
+def _edit_runs(text: str, runs: list[tuple[int, int]]) -> Iterator[Edit]:
+    if not runs:
         return
-    # The last line of a key is short.
-    first, last = long[0], (len(runs) - 1 if closed else long[-1])
-    start, end = runs[first].start(), runs[last].end()
+    start, end = runs[0][0], runs[-1][1]
     between = text[start:end].replace("\\n", " ").replace("\\r", " ")
     if re.fullmatch(r"[A-Za-z0-9+/=\s]*", between):
         yield Edit(start, end, "pem", KEY)
         return
-    for number in range(first, last + 1):
-        placeholder = KEY if number == first else ""
-        yield Edit(*runs[number].span(), "pem", placeholder, number == first)
+    yield Edit(*runs[0], "pem", KEY)
+    for run in runs[1:]:
+        yield Edit(*run, "pem", "", counts=False)
 
 
 def find_url_credentials(text: str) -> Iterator[Edit]:
@@ -145,7 +160,7 @@ def find_url_credentials(text: str) -> Iterator[Edit]:
         return
     for found in URL_PASSWORD.finditer(text):
         user, password = found.groups()
-        if password != user and not is_placeholder(password):
+        if password != user and not is_placeholder(password) and not is_label(password):
             yield Edit(*found.span(2), "url_credentials", PASSWORD)
     for found in URL_TOKEN.finditer(text):
         if is_random(found[1]):
