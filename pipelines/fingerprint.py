@@ -26,6 +26,7 @@ FRAME = frozenset(
         "pipelines.runs",
         "pipelines.sources.fetch",
         "pipelines.store",
+        "pipelines.template_settings",
         "pipelines.training.plots",
     }
 )

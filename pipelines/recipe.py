@@ -14,67 +14,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RecipeError, did_you_mean
 from pipelines.language_codes import language_label
+from pipelines.model_settings import Model, Quantization, ScratchConfig
 from pipelines.overrides import apply_data, apply_smoke, load_yaml, resolve_folders, set_dotted
 from pipelines.recipe_problems import explain
 from pipelines.section import Count, Fraction, Section
 from pipelines.source_settings import Source
-
-
-class ScratchConfig(Section):
-    """A model built from random weights, its sizes named as in GPTBigCodeConfig.
-
-    Whatever its `model_type`, it has StarCoder's shape: one key/value head for all query heads and
-    an inner width of 4 x n_embd.
-    """
-
-    model_type: Literal["gpt_bigcode", "starcoder2", "llama", "qwen2"] = "gpt_bigcode"
-    n_layer: Count = 4
-    n_head: Count = 4
-    n_embd: Count = 256
-    n_positions: Count = 512
-
-
-class Quantization(Section):
-    """A frozen base in 4 or 8 bit, with the field names of transformers.BitsAndBytesConfig.
-
-    It computes in model.dtype. Needs the extra `starloom[bitsandbytes]`, an NVIDIA GPU per process
-    and an adapter, for only that is trained.
-    """
-
-    load_in_4bit: bool = False
-    load_in_8bit: bool = False
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
-    bnb_4bit_use_double_quant: bool = True
-
-    @model_validator(mode="after")
-    def _one_width(self) -> "Quantization":
-        if self.load_in_4bit == self.load_in_8bit:
-            raise ValueError("set either load_in_4bit or load_in_8bit to true")
-        return self
-
-
-class Model(Section):
-    """The base model: a hub id or folder with its revision, or `config` for random weights.
-
-    `dropout` replaces every rate in the model's config (StarCoder's carry 0.1); null keeps them.
-    `quantization_config` is for adapters (QLoRA).
-    """
-
-    model_name_or_path: str | None = None
-    revision: str | None = None
-    config: ScratchConfig | None = None
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    dropout: Fraction | None = 0.0
-    quantization_config: Quantization | None = None
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "Model":
-        if (self.model_name_or_path is None) == (self.config is None):
-            raise ValueError("give either model_name_or_path or config")
-        if self.config is not None and self.quantization_config is not None:
-            raise ValueError("quantization_config is for a base model, not for random weights")
-        return self
+from pipelines.template_settings import Template
 
 
 class Tokenizer(Section):
@@ -179,14 +124,6 @@ class Split(Section):
     keep_predefined: bool = True
 
 
-class Template(Section):
-    """How a record becomes text. `train_on_prompt` puts the prompt's tokens into the loss too."""
-
-    name: Literal["plain", "starchat", "alpaca", "question-answer"] = "plain"
-    train_on_prompt: bool = False
-    system: str | None = None
-
-
 class Fim(Section):
     """Fill-in-the-middle on `text` records: share permuted, and share of those in SPM order."""
 
@@ -196,9 +133,14 @@ class Fim(Section):
 
 
 class Tokenization(Section):
-    """Rows of at most `block_size` tokens; whole examples are packed into them."""
+    """Rows of at most `block_size` tokens; whole examples are packed into them.
+
+    Of a dialogue that is longer, `truncation: keep-last-turns` trains the last turns that fit, and
+    `split-windows` all turns, in windows; `drop` leaves it out, as it does with pairs.
+    """
 
     block_size: Annotated[int, Field(ge=32)] = 1024
+    truncation: Literal["drop", "keep-last-turns", "split-windows"] = "drop"
     rows_per_shard: Count = 2048
 
 

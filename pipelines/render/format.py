@@ -18,13 +18,13 @@ from tokenizers import Tokenizer
 from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Work
 from pipelines.manifest import Counts
 from pipelines.recipe import Fim, Recipe
-from pipelines.recipe import Template as Settings
 from pipelines.records import Row, read_rows
 from pipelines.render.drops import Drops
 from pipelines.render.encode import in_batches, load_tokenizer
 from pipelines.render.fragments import Fragment, split_files
 from pipelines.render.pieces import PIECE, Piece
 from pipelines.render.templates import Template, Unrenderable, get_template
+from pipelines.template_settings import Template as Settings
 
 DEPENDS = ("tokenizers", "pyarrow")
 

@@ -1,206 +1,186 @@
 """Templates turn a prompt and its answer, or a dialogue, into pieces.
 
 Invariant: what `render_prompt` gives at inference is a prefix of what `render` gives in training.
-A template is immutable and knows no tokenizer; ids are looked up by name when pieces are encoded.
+A template is immutable; ids are looked up by name when pieces are encoded.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import json
+from pathlib import Path
 from typing import Any
 
-from pipelines.errors import TemplateError, did_you_mean
-from pipelines.recipe import Template as Settings
-from pipelines.render.pieces import END_OF_TEXT, Piece, content, control
+from pipelines.errors import TemplateError
+from pipelines.render.chat_templates import ChatTemplate
+from pipelines.render.dialogues import DialogueRules, Unrenderable
+from pipelines.render.jinja_templates import JinjaTemplate, open_jinja_template
+from pipelines.render.pieces import END_OF_TEXT
+from pipelines.render.prompt_templates import FRAMES, INPUT_HEADER, PromptTemplate
+from pipelines.render.turn_formats import (
+    ALPACA_ASSISTANT,
+    ALPACA_USER,
+    CHAT_TOKENS,
+    FORMATS,
+    STARCHAT_SYSTEMS,
+    ChatFormat,
+    few_shot_format,
+    read_format,
+    starchat_format,
+)
+from pipelines.template_settings import Template as Settings
 
-Record = Mapping[str, Any]
+__all__ = [
+    "CHAT_TOKENS",
+    "INPUT_HEADER",
+    "Template",
+    "Unrenderable",
+    "control_tokens",
+    "get_template",
+    "read_chat_template",
+]
 
-SYSTEM, ASSISTANT, USER, END = "<|system|>", "<|assistant|>", "<|user|>", "<|end|>"
-# The order in which the blog post of StarChat adds them, hence the order of their ids.
-CHAT_TOKENS = (SYSTEM, ASSISTANT, USER, END)
-ROLES = {"system": SYSTEM, "assistant": ASSISTANT, "user": USER}
+Template = PromptTemplate | ChatTemplate | JinjaTemplate
 
-# Between the instruction and its input in the prompt of a record with both, as Alpaca prints it.
-INPUT_HEADER = "\n\n### Input:\n"
-
-
-class Unrenderable(TemplateError):
-    """A record that this template cannot render; `why` is the short reason it is counted under."""
-
-    def __init__(self, record_id: str, why: str, detail: str) -> None:
-        super().__init__(f"record {record_id!r}: {detail}")
-        self.why = why
-
-
-@dataclass(frozen=True, slots=True)
-class PromptTemplate:
-    """A framed prompt, then the completion (after `lead`) and the end of text, both trained."""
-
-    name: str
-    frame: Callable[[str], str]
-    lead: str
-    train_on_prompt: bool
-
-    stop = END_OF_TEXT
-
-    def render(self, record: Record) -> list[Piece]:
-        """Return the training pieces of a record; raises Unrenderable."""
-        prompt = self.render_prompt(record)
-        _, completion = _pair(record)
-        if not (completion or "").strip():
-            raise Unrenderable(_id(record), "empty_completion", "the completion is empty")
-        return [
-            *prompt,
-            *content(f"{self.lead}{completion}", trained=True),
-            control(END_OF_TEXT, trained=True),
-        ]
-
-    def render_prompt(self, record: Record) -> list[Piece]:
-        """Return the pieces the model continues; `prompt` is enough. Raises Unrenderable."""
-        prompt, _ = _pair(record)
-        if not (prompt or "").strip():
-            raise Unrenderable(_id(record), "empty_prompt", "the prompt is empty")
-        return content(self.frame(prompt or ""), trained=self.train_on_prompt)
+JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
 
 
-@dataclass(frozen=True, slots=True)
-class ChatTemplate:
-    """StarChat: `<|role|>` newline content `<|end|>` newline for each turn, answers trained.
+def get_template(settings: Settings, folder: Path | None = None) -> Template:
+    """Return the template of a recipe.
 
-    `system` is the system turn of dialogues that bring none: None leaves it out, "" keeps an
-    empty one (the `no_system` template of the StarChat repository).
+    `folder` is the tokenizer's: a Jinja template takes the special tokens from it, and
+    `name: model` the template itself. TemplateError where a key of the recipe can have no effect,
+    or the template is none.
     """
-
-    name: str
-    system: str | None
-    train_on_prompt: bool
-
-    stop = END
-
-    def render(self, record: Record) -> list[Piece]:
-        """Return the training pieces of a dialogue; raises Unrenderable."""
-        return [piece for turn in self._turns(record) for piece in self._turn(turn)]
-
-    def render_prompt(self, record: Record) -> list[Piece]:
-        """Return the pieces up to the last answer's header; raises Unrenderable."""
-        turns = self._turns(record)
-        if turns[-1]["role"] == "assistant":
-            turns.pop()
-        return [*(piece for turn in turns for piece in self._turn(turn)), *_header("assistant")]
-
-    def _turn(self, turn: Record) -> list[Piece]:
-        wanted = turn["role"] == "assistant" or self.train_on_prompt
-        trained = wanted and turn.get("train") is not False
-        return [
-            *_header(turn["role"]),
-            *content(turn["content"], trained=trained),
-            control(END, trained=trained),
-            *content("\n", trained=False),
-        ]
-
-    def _turns(self, record: Record) -> list[Record]:
-        turns = _messages(record)
-        _check_turns(_id(record), turns)
-        if turns[0]["role"] != "system" and self.system is not None:
-            turns.insert(0, {"role": "system", "content": self.system})
-        return turns
-
-
-Template = PromptTemplate | ChatTemplate
-
-
-def _header(role: str) -> list[Piece]:
-    return [control(ROLES[role]), *content("\n", trained=False)]
-
-
-def _plain(prompt: str) -> str:
-    return f"{prompt}\n"
-
-
-def _question_answer(prompt: str) -> str:
-    # The blank before the answer belongs to the answer, as byte-level BPE merges it.
-    return f"Question: {prompt}\n\nAnswer:"
-
-
-def _alpaca(prompt: str) -> str:
-    context = ", paired with an input that provides further context" * (INPUT_HEADER in prompt)
-    return (
-        f"Below is an instruction that describes a task{context}. "
-        "Write a response that appropriately completes the request.\n\n"
-        f"### Instruction:\n{prompt}\n\n### Response:"
+    if settings.name in FRAMES:
+        return _prompt_template(settings)
+    if _is_jinja(settings):
+        return _jinja_template(settings, folder)
+    written, system = _chat_format(settings)
+    if system is not None and "system" not in written.turns:
+        raise TemplateError(_no_system(settings))
+    return ChatTemplate(
+        settings.name,
+        written,
+        _rules(settings, system),
+        settings.train_on_prompt,
+        settings.train_role_header,
     )
-
-
-FRAMES: dict[str, tuple[Callable[[str], str], str]] = {
-    "plain": (_plain, ""),
-    "alpaca": (_alpaca, ""),
-    "question-answer": (_question_answer, " "),
-}
-
-
-def get_template(settings: Settings) -> Template:
-    """Return the template of a recipe; TemplateError where `system` cannot have an effect."""
-    if settings.name == "starchat":
-        return ChatTemplate(settings.name, settings.system, settings.train_on_prompt)
-    if settings.system is not None:
-        raise TemplateError(
-            f"template.system: the template {settings.name!r} has no system turn; "
-            "remove the key or set template.name: starchat"
-        )
-    frame, lead = FRAMES[settings.name]
-    return PromptTemplate(settings.name, frame, lead, settings.train_on_prompt)
 
 
 def control_tokens(template: Template) -> tuple[str, ...]:
     """Return the control tokens a template renders, in the order a tokenizer gets them."""
-    return CHAT_TOKENS if isinstance(template, ChatTemplate) else (END_OF_TEXT,)
+    return template.control_tokens
 
 
-def _id(record: Record) -> str:
-    return str(record.get("id", ""))
+def added_tokens(settings: Settings) -> tuple[str, ...]:
+    """Return the control tokens a tokenizer needs for a template, which may need the tokenizer."""
+    return settings.control_tokens if _is_jinja(settings) else get_template(settings).control_tokens
 
 
-def _pair(record: Record) -> tuple[str | None, str | None]:
-    """Return prompt and completion; a dialogue of one question and one answer is such a pair."""
-    messages = record.get("messages")
-    if messages is None:
-        return record.get("prompt"), record.get("completion")
-    turns = list(messages)
-    _check_turns(_id(record), turns)
-    if turns[0]["role"] != "user" or len(turns) > 2:
-        raise Unrenderable(
-            _id(record),
-            "not_a_pair",
-            f"{len(turns)} messages, expected one user and one assistant; use a chat template",
+def exported_template(settings: Settings) -> str | None:
+    """Return the Jinja template for the tokenizer; None where that brings its own."""
+    if settings.name == "model":
+        return None
+    if _is_jinja(settings):
+        return settings.file_text
+    return get_template(settings).chat_template
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """Return the chat template of a tokenizer folder, None where it has none."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    found = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(found, list):  # several, by name
+        found = {each["name"]: each["template"] for each in found}.get("default")
+    return found if isinstance(found, str) else None
+
+
+def _prompt_template(settings: Settings) -> PromptTemplate:
+    if settings.system is not None:
+        raise TemplateError(_no_system(settings))
+    if settings.train_role_header:
+        raise TemplateError(
+            f"template.train_role_header: the template {settings.name!r} has no role headers; "
+            "remove the key or use a chat template"
         )
-    return turns[0]["content"], turns[1]["content"] if len(turns) == 2 else None
+    rules = _rules(settings, None)
+    return PromptTemplate(settings.name, FRAMES[settings.name], rules, settings.train_on_prompt)
 
 
-def _messages(record: Record) -> list[Record]:
-    """Return the turns of a dialogue; a prompt with its completion is a dialogue of two."""
-    if record.get("messages") is not None:
-        return list(record["messages"])
-    turns = (("user", record.get("prompt")), ("assistant", record.get("completion")))
-    return [{"role": role, "content": text} for role, text in turns if text is not None]
+def _no_system(settings: Settings) -> str:
+    return (
+        f"template.system: the template {settings.name!r} has no system turn; "
+        "remove the key or set template.name: starchat"
+    )
 
 
-def _check_turns(record_id: str, turns: list[Record]) -> None:
-    """Raise Unrenderable unless turns read [system,] user, assistant, user, ... with contents."""
-    if not turns:
-        raise Unrenderable(record_id, "no_messages", "no message to render")
-    expected = "user"
-    for number, turn in enumerate(turns):
-        role, where = turn["role"], f"message {number}"
-        if role not in ROLES:
-            hint = did_you_mean(str(role), ROLES)
-            detail = f"{where} has role {role!r}{hint} (known: {', '.join(ROLES)})"
-            raise Unrenderable(record_id, "unknown_role", detail)
-        if role == "system" and number == 0:
-            continue
-        if role != expected:
-            detail = f"{where} has role {role!r}, expected {expected!r}"
-            raise Unrenderable(record_id, "bad_alternation", detail)
-        if not (turn["content"] or "").strip():
-            raise Unrenderable(record_id, "empty_message", f"{where} ({role}) is empty")
-        expected = "assistant" if role == "user" else "user"
-    if turns[-1]["role"] == "system":
-        raise Unrenderable(record_id, "no_messages", "a system turn and nothing else")
+def _chat_format(settings: Settings) -> tuple[ChatFormat, str | None]:
+    """Return the format of the turns, and the system text that goes with it."""
+    if settings.name == "few-shot":
+        return few_shot_format(settings.file_text or ""), settings.system
+    if settings.name == "file":
+        return read_format(settings.file_text or "", settings.file or "template"), settings.system
+    if settings.name == "starchat" and settings.variant is not None:
+        own = settings.system
+        system = STARCHAT_SYSTEMS[settings.variant] if own is None else own
+        if settings.variant == "alpaca":
+            return starchat_format(ALPACA_USER, ALPACA_ASSISTANT), system
+        return FORMATS["starchat"], system
+    return FORMATS[settings.name], settings.system
+
+
+def _rules(settings: Settings, system: str | None) -> DialogueRules:
+    return DialogueRules(
+        system,
+        settings.system_override,
+        settings.system_dropout,
+        settings.seed,
+        settings.alternation,
+    )
+
+
+def _is_jinja(settings: Settings) -> bool:
+    is_file = settings.name == "file" and Path(settings.file or "").suffix in JINJA_SUFFIXES
+    return is_file or settings.name == "model"
+
+
+def _jinja_template(settings: Settings, folder: Path | None) -> JinjaTemplate:
+    for key in ("train_on_prompt", "train_role_header"):
+        if getattr(settings, key):
+            raise TemplateError(
+                f"template.{key}: a Jinja template says with generation blocks what is trained; "
+                "remove the key"
+            )
+    if folder is None:
+        raise TemplateError(f"the template {settings.name!r} is read with a tokenizer's folder")
+    source = settings.file_text if settings.name == "file" else read_chat_template(folder)
+    if source is None:
+        raise TemplateError(
+            f"{folder}: the tokenizer has no chat template; name one in template.name"
+        )
+    config = _read_json(folder / "tokenizer_config.json")
+    names = {key: _token_text(config.get(key)) or END_OF_TEXT for key in ("bos_token", "eos_token")}
+    return open_jinja_template(
+        settings.name,
+        source,
+        special_tokens=_special_tokens(folder),
+        control_tokens=settings.control_tokens,
+        rules=_rules(settings, settings.system),
+        variables=names,
+    )
+
+
+def _special_tokens(folder: Path) -> list[str]:
+    added = _read_json(folder / "tokenizer.json").get("added_tokens", [])
+    return [token["content"] for token in added if token.get("special")]
+
+
+def _token_text(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}

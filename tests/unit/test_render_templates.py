@@ -17,6 +17,7 @@ ALPACA_INPUT = (
 )
 
 KNOWN = "system, assistant, user"
+MENDED = "; template.alternation: repair mends what it can"
 
 
 def chat(*turns, record_id="c:1"):
@@ -159,17 +160,17 @@ def test_pairs_are_dialogues_of_two_turns_and_the_other_way_round():
         (
             (("assistant", "a"),),
             "bad_alternation",
-            "message 0 has role 'assistant', expected 'user'",
+            f"message 0 has role 'assistant', expected 'user'{MENDED}",
         ),
         (
             (("user", "a"), ("user", "b")),
             "bad_alternation",
-            "message 1 has role 'user', expected 'assistant'",
+            f"message 1 has role 'user', expected 'assistant'{MENDED}",
         ),
         (
             (("system", "x"), ("system", "y"), ("user", "a")),
             "bad_alternation",
-            "message 1 has role 'system', expected 'user'",
+            f"message 1 has role 'system', expected 'user'{MENDED}",
         ),
     ],
 )
