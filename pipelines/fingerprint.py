@@ -20,6 +20,7 @@ FRAME = frozenset(
         "pipelines.errors",
         "pipelines.fingerprint",
         "pipelines.manifest",
+        "pipelines.model_settings",
         "pipelines.overrides",
         "pipelines.plan",
         "pipelines.recipe",

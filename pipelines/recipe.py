@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RecipeError, did_you_mean
 from pipelines.language_codes import language_label
-from pipelines.model_settings import Model, Quantization, ScratchConfig
+from pipelines.model_settings import Model
 from pipelines.overrides import apply_data, apply_smoke, load_yaml, resolve_folders, set_dotted
 from pipelines.recipe_problems import explain
 from pipelines.section import Count, Fraction, Section

@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from pipelines.errors import RecipeError, StoreError, TrainingError, did_you_mean
-from pipelines.recipe import Adapter, Recipe, ScratchConfig
+from pipelines.model_settings import ScratchConfig
+from pipelines.recipe import Adapter, Recipe
 
 logger = logging.getLogger(__name__)
 
