@@ -76,8 +76,12 @@ def _start_link(walker: Walker, i: int) -> int:
         walker.open_inline("a", target)
         walker.append(text)
         return i + 1
-    if (walker.raw(i) == url or url[:7] == "mailto:") and target[-1] != '"':
-        text = _autolink(walker.raw(i), url) or f"[{text}]({target})"
+    if (not simple or walker.raw(i) == url or url[:7] == "mailto:") and target[-1] != '"':
+        address = _autolink(walker.raw(i), url)
+    else:
+        address = ""
+    if address:
+        text = address
     else:
         if "[" in text or "]" in text:
             text = escape_brackets([text])

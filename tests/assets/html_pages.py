@@ -29,7 +29,7 @@ def read_page(html: str) -> Page:
     root = etree.fromstring(f"<div>{html}</div>", etree.HTMLParser(huge_tree=True))
     etree.strip_elements(root, *DROPPED, etree.Comment, with_tail=False)
     blocks = ["".join(pre.itertext()).removeprefix("\n") for pre in root.iter("pre")]
-    codes = [code for code in root.iter("code", "tt", "samp")]
+    codes = list(root.iter("code", "tt", "samp"))
     spans = [
         " ".join("".join(code.itertext()).split())
         for code in codes

@@ -17,7 +17,8 @@ GARBAGE = st.lists(
         <td\tcolspan=9\trowspan="9"> <h2> </h2> <hr> <br/> <img\tsrc=x\talt="[*"> <!-- -->
         <!--\tlanguage:\tlang-py\t--> <script> </script> <style </style> <dl> <dt> <dd> </dl>
         <details> <summary> </summary> </details> <DIV> </Div> <x-language> < > & &lt; &amp;lt;
-        &#0; &#1; &#xD800; &nbsp; " ' = / $ $$ \\( \\[ \\begin{a} \\end{a} * _ ` ~~ [ ] ]( ! # - 1. |
+        &#0; &#1; &#xD800; &nbsp; " ' = / $ $$ \\( \\[ \\begin{a} \\end{a} * _ ` ~~ [ ]
+        ]( ! # - 1. |
         """.split()
     ).map(lambda tag: tag.replace("\t", " "))
     | st.sampled_from(["\n", " ", "\t", "\r\n", "\x00", "\x01", "\ud800", "\ufeff", "\u3000"])
