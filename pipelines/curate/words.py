@@ -82,9 +82,11 @@ def pack(texts: pa.Array) -> Packed:
     return Packed(data, starts)
 
 
-def hash_words(packed: Packed) -> Grams:
-    """Return the hashes of all words of all documents."""
+def hash_words(packed: Packed, *, fold_case: bool = False) -> Grams:
+    """Return the hashes of all words of all documents; folded, ASCII case does not count."""
     data = packed.data
+    if fold_case:
+        data = data | (((data - np.uint8(65)) < 26).view(np.uint8) << np.uint8(5))
     is_word = ((data | 0x20) - np.uint8(97)) < 26
     is_word |= (data - np.uint8(48)) < 10
     is_word |= data == 95
