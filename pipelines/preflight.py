@@ -9,6 +9,7 @@ from pipelines.curate.language import find_model
 from pipelines.errors import PreflightError
 from pipelines.recipe import Recipe, load_hardware
 from pipelines.sources import check_sources
+from pipelines.training.quantization import quantization_problems
 
 GB = 10**9
 # Weights, their Adam moments and a gradient copy, in the checkpoint of the widest strategy.
@@ -22,6 +23,7 @@ def check(recipe: Recipe, root: Path, *, train_here: bool = False) -> None:
     `train_here` also checks the recipe's hardware; leave it False where another node trains.
     """
     problems = [*_source_problems(recipe), *_model_problems(recipe), *disk_problems(recipe, root)]
+    problems += quantization_problems(recipe, load_hardware(recipe.hardware), here=train_here)
     if train_here:
         problems += hardware_problems(recipe)
     if problems:
@@ -64,17 +66,20 @@ def estimate_disk(recipe: Recipe) -> int:
 
 
 def count_parameters(recipe: Recipe) -> int:
-    """Return the parameters of a model from `config` (GPTBigCode, tied head); 0 where unknown.
+    """Return the parameters of a model from `config`; 0 where unknown.
 
-    Per layer: c_attn n(n + 2n/h), both projections and c_fc 9n^2, biases and norms about 13n.
+    Per layer: queries, keys and values n(n + 2n/h), output n^2, the MLP's two matrices 8n^2 (three,
+    12n^2, where it is gated), biases and norms about 13n. Gated families have a head of their own.
     """
     config = recipe.model.config
     if config is None:
         return 0
     n, vocab = config.n_embd, recipe.tokenizer.train_vocab_size or 49_152
     head = n // config.n_head
-    layer = n * (n + 2 * head) + 9 * n * n + 13 * n
-    return config.n_layer * layer + (vocab + config.n_positions) * n
+    gated = config.model_type in ("llama", "qwen2")
+    layer = n * (n + 2 * head) + (13 if gated else 9) * n * n + 13 * n
+    positions = config.n_positions if config.model_type == "gpt_bigcode" else 0
+    return config.n_layer * layer + (vocab * (2 if gated else 1) + positions) * n
 
 
 def hardware_problems(recipe: Recipe) -> list[str]:
