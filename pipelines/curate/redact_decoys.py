@@ -38,6 +38,8 @@ COMMON_PAIRS = frozenset(
     " co me de hi ri ro ic ne ea ra ce li ch ll be ma si om ur ke ey ec ct cr et ok ta us lo tr pr"
     " ac ss so el na ut ap pe pa ce am di mo il po".split()
 )
+# Between a letter and a digit: names have few of these places.
+SWITCH = re.compile(r"(?<=[A-Za-z])(?=[0-9])|(?<=[0-9])(?=[A-Za-z])")
 COMMON_SHARE = 0.4
 FILE_NAME = re.compile(
     r"[\w./\\-]+\.(?:cfg|conf|crt|csv|db|env|gif|go|gz|html?|ini|java|jpe?g|js|json|key|log|md|pem|php"
@@ -81,6 +83,8 @@ def is_random(value: str) -> bool:
         return letters > 1 and digits > 1
     if not digits and (value.islower() or value.isupper()):
         return False
+    if len(SWITCH.findall(value)) >= max(6, len(value) // 5):
+        return True
     pairs = PAIR.findall(value.lower())
     return sum(pair in COMMON_PAIRS for pair in pairs) < COMMON_SHARE * max(len(pairs), 1)
 

@@ -10,6 +10,8 @@ import string
 import zlib
 from typing import NamedTuple
 
+from tests.assets.secret_decoys import DECOYS
+
 ALNUM = string.ascii_letters + string.digits
 UPPER = string.ascii_uppercase + "234567"
 HEXES = "0123456789abcdef"
@@ -50,7 +52,9 @@ def b64(data, pad=True):
 
 def email(rng):
     names = "ada bob.smith c_jones dave+list e.f.g maria-lopez x9 Hans.Mueller j0hn".split()
-    domains = "corp-mail.com uni-bonn.de mail.acme.co.uk gmail.com inria.fr startup.io nasa.gov".split()
+    domains = (
+        "corp-mail.com uni-bonn.de mail.acme.co.uk gmail.com inria.fr startup.io nasa.gov".split()
+    )
     return f"{rng.choice(names)}{rng.choice(['', '7', '42'])}@{rng.choice(domains)}"
 
 
@@ -108,7 +112,9 @@ def secret(rng):
 
 def password(rng):
     words = "Tiger summer Kaffee blue42 monkey Dragon x7 winter Qw Berlin rover".split()
-    tail = chars(rng, string.digits, rng.randrange(2, 5)) + rng.choice(["", "!", "#", "@", "*", "?"])
+    tail = chars(rng, string.digits, rng.randrange(2, 5)) + rng.choice(
+        ["", "!", "#", "@", "*", "?"]
+    )
     return f"{rng.choice(words)}{rng.choice(['', '_', '-', '.'])}{rng.choice(words)}{tail}"
 
 
@@ -128,7 +134,9 @@ PREFIXED = {
     "openai": openai,
     "anthropic": lambda rng: f"sk-ant-api03-{chars(rng, URLSAFE, 93)}AA",
     "slack": slack,
-    "stripe": lambda rng: f"{rng.choice('sr')}k_{rng.choice(['live', 'test'])}_{chars(rng, ALNUM, 24)}",
+    "stripe": lambda rng: (
+        f"{rng.choice('sr')}k_{rng.choice(['live', 'test'])}_{chars(rng, ALNUM, 24)}"
+    ),
     "npm": lambda rng: checksummed(rng, "npm_"),
     "pypi": lambda rng: f"pypi-AgEIcHlwaS5vcmc{chars(rng, URLSAFE, 130)}",
     "jwt": jwt,
@@ -211,7 +219,9 @@ def _pem(rng, number):
     body = base64.b64encode(rng.randbytes(rng.choice([121, 609]))).decode()
     lines = [body[i : i + 64] for i in range(0, len(body), 64)]
     joint = ["\n", "\\n", '\\n"\n    "'][number % 3]
-    block = joint.join([f"-----BEGIN {kind}PRIVATE KEY-----", *lines, f"-----END {kind}PRIVATE KEY-----"])
+    block = joint.join(
+        [f"-----BEGIN {kind}PRIVATE KEY-----", *lines, f"-----END {kind}PRIVATE KEY-----"]
+    )
     text = ["%s\n", 'key = "%s"\n', 'KEY = (\n    "%s"\n)\n'][number % 3] % block
     return Sample(text, joint.join(lines), "pem")
 
@@ -219,11 +229,15 @@ def _pem(rng, number):
 def _url(rng, number):
     value = password(rng).replace("@", "x").replace("#", "y").replace("?", "z")
     scheme = ["postgres", "https", "redis", "amqp", "mysql+pymysql", "ftp"][number % 6]
-    text = ['url = "%s://%s:%s@%s/x"\n', "DATABASE_URL=%s://%s:%s@%s/app\n", "see %s://%s:%s@%s now"][
-        number % 3
-    ]
+    text = [
+        'url = "%s://%s:%s@%s/x"\n',
+        "DATABASE_URL=%s://%s:%s@%s/app\n",
+        "see %s://%s:%s@%s now",
+    ][number % 3]
     host = rng.choice(["db.corp.net:5432", "10.0.0.7", "cache.internal", "h.example.com"])
-    return Sample(text % (scheme, rng.choice(["app", "bob", "svc"]), value, host), value, "url_credentials")
+    return Sample(
+        text % (scheme, rng.choice(["app", "bob", "svc"]), value, host), value, "url_credentials"
+    )
 
 
 def _azure(rng, number):
@@ -233,109 +247,6 @@ def _azure(rng, number):
     name = "AccountKey" if len(value) > 50 else "SharedAccessKey"
     text = f'conn = "Endpoint=x;{name}={value};Suffix=core.windows.net"\n'
     return Sample(text, value, "azure")
-
-
-DECOYS = {
-    "email": (
-        "@property\ndef size(self): ...", "@app.route('/x')\ndef x(): ...", "import x from '@angular/core'",
-        "npm i react@18.2.0 lodash@4.17.21", "git clone git@github.com:org/repo.git",
-        "mail me@example.com or you@example.org", "ssh root@localhost", "img/icon@2x.png 2x",
-        "y = A@B.T + x@W.dot(v)", "image: repo/app@sha256:%(hex64)s", "ping root@10.0.0.1",
-        "systemctl start getty@tty1.service", "aes256-gcm@openssh.com,chacha20-poly1305@openssh.com",
-        "Thanks @alice, see @org/team.", "foo@bar", "x = model@self.weights.mean()",
-        "user@host.local and a@b.internal", "yourname@yourcompany.com", "@media (min-width: 1px) { }",
-        "def f(a, *, b): return a @ b.values", "pip install pkg@git+https://h.x/y", "~@!.com #@$%%.org",
-    ),
-    "ipv4": (
-        "version 4.2.1.8 of it", "pkg==1.2.3.4", "10.%(b)s.%(b)s.1 gateway", "192.168.%(b)s.%(b)s",
-        "127.0.0.1:8080 and 0.0.0.0", "mask 255.255.255.0", "see section 2.1.3.4 there",
-        "Chrome/49.0.112.9 Safari", "OID 1.3.6.1.4.1.311", "app-1.12.3.40.tar.gz", "v3.14.15.92",
-        'AssemblyVersion("12.0.33.5")', "203.0.113.%(b)s is for documentation", "198.51.100.%(b)s",
-        "172.16.%(b)s.9", "169.254.%(b)s.2", "1.2.3.4", "300.%(b)s.1.2", "x = 1.5, 2.5, 3.5",
-        "released 21.10.0.4rc1", "239.1.2.%(b)s multicast", "build 12.1.0.44", "1.2.3.4.5.6",
-    ),
-    "ipv6": (
-        "x[a::2] + y[2001::2]", "std::vector<a::b>", "fe80::1%%eth0", "::1", "2001:db8::%(b)s",
-        "12:34:56", "2026:01:02 10:11:12", "00:1b:44:11:3a:b7", "fd00:12:34::1", "a::b::c",
-        "ff02::1:ff00:%(b)s", "lst[2000:3000:2]", "dict(a=1)[2024:]", "Foo::Bar::BAZ",
-    ),
-    "aws": (
-        "AKIAIOSFODNN7EXAMPLE", "AKIAXXXXXXXXXXXXXXXX", "AKIA1234567890ABCDEF", "AKIA", "akia%(hex16)s",
-        "MAKIAVELLIANCONSTANTS", "prefix = 'AKIA' + rest", "arn:aws:iam::123456789012:role/x",
-        "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "ASIA_PACIFIC_REGION_ONE",
-    ),
-    "gcp": (
-        "AIzaSyYOUR_API_KEY_GOES_HERE_0000000000", "AIza...", "key=AIzaSyXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX",
-        "GOCSPX-your-client-secret-goes-here-x", "startswith('AIza')",
-    ),
-    "azure": (
-        "AccountKey=YOUR_KEY;EndpointSuffix=x", "AccountKey=${KEY}", "SharedAccessKey=...;", "sig=abc", "~Q~",
-        "AccountKey=Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/"
-        "KBHBeksoGMGw==;",
-    ),
-    "github": (
-        "ghp_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", "ghp_YOUR_TOKEN", "${{ secrets.GITHUB_TOKEN }}",
-        "github_pat_...", "graph_node_%(hex16)s", "ghp_%(hex16)s", "commit %(hex40)s",
-    ),
-    "gitlab": ("glpat-YOUR-TOKEN-HERE-PLEASE", "glpat-xxxxxxxxxxxxxxxxxxxx", "gitlab-ci-%(hex16)s"),
-    "huggingface": (
-        "hf_hub_download(repo_id)", "hf_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", "hf_YOUR_TOKEN", "hf_transfer",
-        "from_pretrained('org/hf_model')", "HF_TOKEN=$HF_TOKEN",
-    ),
-    "openai": (
-        "sk-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", "sk-YOUR_KEY", "OPENAI_API_KEY=sk-...",
-        "class='sk-container-id-1 sk-toggleable__content'", "task-%(hex40)s", "risk-adjusted-return-on-equity",
-        "sk-proj-your-project-key-goes-here-now", "disk-%(hex40)s.img",
-    ),
-    "anthropic": ("sk-ant-...", "sk-ant-api03-YOUR-KEY", "sk-ant-xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"),
-    "slack": (
-        "xoxb-your-token-here-please", "xoxb-xxxxxxxxxxxx-xxxxxxxxxxxx-xxxxxxxxxxxxxxxxxxxxxxxx", "foxox-1",
-        "https://hooks.slack.com/services/T00000000/B00000000/XXXXXXXXXXXXXXXXXXXXXXXX",
-    ),
-    "stripe": (
-        "sk_test_4eC39HqLyjWDarjtT1zdp7dc", "sk_live_...", "sk_test_YOUR_KEY", "task_test_%(hex16)s",
-        "pk_live_%(hex16)s%(hex16)s", "disk_live_%(hex40)s",
-    ),
-    "npm": ("npm_config_registry=https://r.x", "npm_lifecycle_event", "npm_package_version", "npm_YOUR_TOKEN"),
-    "pypi": ("pypi-AgEIcHlwaS5vcmc...", "https://pypi.org/project/x", "pypi-publish-action-for-all-of-us"),
-    "jwt": (
-        "eyJ...", "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9", "keyJar.eyJob.eyJoin", "eyJh.eyJz.xyz",
-        "<header>.<payload>.<signature>",
-    ),
-    "pem": (
-        "-----BEGIN PUBLIC KEY-----\n%(b64)s\n-----END PUBLIC KEY-----",
-        "-----BEGIN CERTIFICATE-----\n%(b64)s\n-----END CERTIFICATE-----",
-        "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----",
-        "if '-----BEGIN RSA PRIVATE KEY-----' in text: return True\n",
-        "ssh-rsa AAAAB3NzaC1yc2E%(b64)s me",
-    ),
-    "url_credentials": (
-        "postgres://user:password@localhost/db", "https://{user}:{password}@host/x", "redis://:%%s@host" ,
-        "http://localhost:8080/@scope/pkg", "https://host/a:b@c", "mongodb://root:root@db", "http://a:${PW}@b",
-        "https://user:pass@h.org", "https://YOUR_USER:YOUR_PASSWORD@api.h.org", "ssh://git@h.org:22/x.git",
-    ),
-    "password": (
-        "password = None", "password: str", "password='your_password'", "password=os.environ['PW1']",
-        "DB_PASSWORD=${PW}", "password_field = 'id_password1'", '"password": "Passwort"', "password = getpass()",
-        "if password == confirm_password2:", "password: {{ vault_pw1 }}", "passed: 10/12tests", "bypass=path1x",
-        "PASSWORD_HASHERS = ['django.md5x']", "password: ********", "password=<password>", "pass\nx1 = 22",
-        "fields = ['password', 'email2x']", "password=changeme123", 'placeholder="Password"', "passport=AB1234567",
-        "def login(password='secret'):", 'type: "password", minlength: 8', "--password-file /run/secrets/pw1",
-        "password = data2['x1']", "password=self.password1,", "reset_password_url = '/a/reset1'",
-    ),
-    "secret": (
-        "secret_name = 'prod/db/main-credentials'", "token = tokenizer.next_token(line2)",
-        "token_type = 'access_token_v2_for_all'", "sort_key = '%(hex40)s'", "public_key = '%(hex64)s'",
-        "commit = '%(hex40)s'", "sha256:%(hex64)s", "checksum = '%(hex64)s'", "request_id: %(uuid)s",
-        "token: %(uuid)s", '"integrity": "sha512-%(b64)s=="', "md5 = '%(hex32)s'", "etag: %(hex32)s",
-        "secret = 'YOUR_CLIENT_SECRET_GOES_HERE'", "API_KEY=$API_KEY_FROM_ENVIRONMENT", "rev: %(hex40)s",
-        "key = 'user.profile.settings.theme2'", "api_key = get_api_key(settings2, name='primary')",
-        "tokens = 123456789012345678", "secret=projects/my-project/secrets/db-pass-1",
-        "cache_key = '%(hex40)s'", "token='abcdef0123456789abcdef0123456789'", "primary_key = '%(hex32)s'",
-        "cookie_digest = '%(hex64)s'", "access_key_description = 'for_the_2nd_account'",
-        "max_new_tokens=4096, top_k=50", "https://h.org/commit/%(hex40)s", "0x%(hex40)s",
-    ),
-}  # fmt: skip
 
 
 def decoys(seed=11, count=5):
