@@ -163,4 +163,6 @@ def _is_named(text: str, start: int, found: re.Match[str]) -> bool:
         return (
             opened in {'"', "'"} and text[start - len(before) - 2 : start - len(before) - 1] == "("
         )
-    return link != ">" or opened == "<"
+    if link == ">":  # <password>hunter2</password>
+        return opened == "<" and text[found.end() : found.end() + 1] == "<"
+    return True
