@@ -82,7 +82,7 @@ def write_card(run: Run, store: Store) -> Path:
     lineage = build_lineage(run, store)
     check_licenses(lineage)
     path = run.path / CARD
-    write_atomic(path, card_text(run.recipe(), lineage, training, scorecard))
+    write_atomic(path, card_text(run.recipe(), lineage, training, scorecard, run.model))
     return path
 
 
@@ -100,8 +100,17 @@ def check_licenses(lineage: Lineage) -> None:
         )
 
 
-def card_text(recipe: Recipe, lineage: Lineage, training: Data, scorecard: Data) -> str:
-    """Return the card as Markdown with the front matter that the Hub reads."""
+def card_text(
+    recipe: Recipe,
+    lineage: Lineage,
+    training: Data,
+    scorecard: Data,
+    folder: Path | None = None,
+) -> str:
+    """Return the card as Markdown with the front matter that the Hub reads.
+
+    `folder` holds the tokenizer, which a template in Jinja needs.
+    """
     about = recipe.description or "A fine-tuned model"
     parts = [
         front_matter(recipe, lineage),
@@ -109,7 +118,7 @@ def card_text(recipe: Recipe, lineage: Lineage, training: Data, scorecard: Data)
         f"{about}. Made by starloom, run {lineage['run']}.",
         f"> {verdict(dict(scorecard)).reason}",
         "## How to load",
-        fence(load_snippet(recipe), "python"),
+        fence(load_snippet(recipe, folder), "python"),
         "## Training data",
         source_table(lineage),
         license_table(lineage),
@@ -131,9 +140,9 @@ def card_text(recipe: Recipe, lineage: Lineage, training: Data, scorecard: Data)
     return "\n\n".join(parts) + "\n"
 
 
-def load_snippet(recipe: Recipe) -> str:
+def load_snippet(recipe: Recipe, folder: Path | None = None) -> str:
     """Return Python that loads the model and completes a prompt in the form it was trained on."""
-    template = get_template(recipe.template)
+    template = get_template(recipe.template, folder)
     pieces = template.render_prompt(new_record(id="example", prompt=EXAMPLE_PROMPT))
     prompt = "".join(piece.text or piece.control or "" for piece in pieces)
     return SNIPPET.format(prompt=prompt, stop=template.stop)

@@ -188,7 +188,9 @@ def main() -> None:
 def _samples(model: Any, run: Run, recipe: Recipe, shards: list[Path]) -> list[Sample]:
     tokenizer = load_tokenizer(run.model)
     context = int(model.config.max_position_embeddings)
-    prompts: list[Prompt] = choose_prompts(shards, recipe, tokenizer, context=context)
+    prompts: list[Prompt] = choose_prompts(
+        shards, recipe, tokenizer, context=context, folder=run.model
+    )
     return complete_prompts(
         model, tokenizer, prompts, max_new_tokens=recipe.evaluation.max_new_tokens
     )

@@ -17,7 +17,7 @@ from pipelines.records import Row, read_rows
 from pipelines.render.encode import encode_prompt
 from pipelines.render.pieces import END_OF_TEXT, Piece, content
 from pipelines.render.templates import Template, Unrenderable, get_template
-from pipelines.serve.generate import complete, stop_ids
+from pipelines.serve.generate import StopTexts, complete, cut_at_stop, stop_ids
 
 # A file has no prompt of its own: its beginning is continued, from within a line, as in an editor.
 HEAD_LINES = 20
@@ -27,25 +27,35 @@ Sample = dict[str, Any]
 
 
 class Prompt(NamedTuple):
-    """A record's prompt as pieces and ids, what follows it in the data, and what ends it."""
+    """A record's prompt as pieces and ids, what follows it in the data, and what ends it.
+
+    `stop` is a control token; `stop_texts` end an answer too.
+    """
 
     record: Row
     pieces: list[Piece]
     ids: list[int]
     reference: str
     stop: str
+    stop_texts: tuple[str, ...] = ()
 
 
 def choose_prompts(
-    shards: Iterable[Path], recipe: Recipe, tokenizer: Tokenizer, *, context: int
+    shards: Iterable[Path],
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    *,
+    context: int,
+    folder: Path | None = None,
 ) -> list[Prompt]:
     """Return the prompts to complete, at most `evaluation.num_samples`, in order of sha256 of id.
 
     Only prompts that leave room for `max_new_tokens` in a context of that many tokens count. Where
-    the split holds files besides pairs or dialogues, half of the samples continue a file.
+    the split holds files besides pairs or dialogues, half of the samples continue a file. `folder`
+    holds the tokenizer, which a template in Jinja needs.
     """
     settings = recipe.evaluation
-    template = get_template(recipe.template)
+    template = get_template(recipe.template, folder)
     room = context - settings.max_new_tokens
     shards = list(shards)
     questions, files = (
@@ -72,7 +82,14 @@ def complete_prompts(
     samples = []
     for prompt in prompts:
         stop = stop_ids(model, tokenizer, prompt.stop)
-        completion = complete(model, prompt.ids, stop=stop, max_new_tokens=max_new_tokens)
+        completion = complete(
+            model,
+            prompt.ids,
+            stop=stop,
+            max_new_tokens=max_new_tokens,
+            stop_texts=StopTexts(tokenizer, prompt.stop_texts),
+        )
+        text = tokenizer.decode(completion.ids, skip_special_tokens=False)
         samples.append(
             {
                 "record_id": prompt.record["id"],
@@ -80,7 +97,7 @@ def complete_prompts(
                 "license": prompt.record["license"],
                 "prompt": "".join(piece.text or piece.control or "" for piece in prompt.pieces),
                 "reference": prompt.reference,
-                "completion": tokenizer.decode(completion.ids, skip_special_tokens=False),
+                "completion": cut_at_stop(text, prompt.stop_texts),
                 "stopped": completion.stopped,
             }
         )
@@ -98,8 +115,8 @@ def _prompts(
             if found is not None:
                 pieces, reference = found
                 ids = encode_prompt(tokenizer, pieces)
-                stop = END_OF_TEXT if is_code else template.stop
-                yield Prompt(record, pieces, ids, reference, stop)
+                stops = (END_OF_TEXT, ()) if is_code else (template.stop, template.stop_texts)
+                yield Prompt(record, pieces, ids, reference, *stops)
 
 
 def _question(record: Row, template: Template) -> tuple[list[Piece], str] | None:

@@ -8,6 +8,7 @@ where a piece is trained and are IGNORE_INDEX elsewhere.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,11 +22,11 @@ from pipelines.manifest import Counts
 from pipelines.recipe import Recipe
 from pipelines.records import Row, read_rows
 from pipelines.render.drops import Drops
-from pipelines.render.pieces import Piece, read_pieces
+from pipelines.render.pieces import IGNORE_INDEX, Piece, read_pieces
+from pipelines.render.truncation import choose_windows, count_turns, window_pieces
 
 DEPENDS = ("tokenizers", "pyarrow")
 
-IGNORE_INDEX = -100
 CHARACTERS_PER_BATCH = 1_000_000
 
 EXAMPLE_SCHEMA = pa.schema(
@@ -128,43 +129,55 @@ def in_batches(rows: Iterable[T], characters: Callable[[T], int]) -> Iterator[li
 
 def params(recipe: Recipe) -> dict[str, Any]:
     """Return what the token ids depend on beyond the pieces and the tokenizer."""
-    return {"block_size": recipe.tokenization.block_size}
+    settings = recipe.tokenization
+    return {"block_size": settings.block_size, "truncation": settings.truncation}
 
 
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
-    """Encode every shard of pieces; rows that are too long or train nothing are dropped."""
+    """Encode every shard of pieces; rows too long are shortened or dropped, as the recipe says."""
     arguments = {**params(recipe), "tokenizer": str(inputs["tokenizer"].folder)}
     jobs = [Job(shard.file, (path,), shard.split) for shard, path in inputs["format"].paths()]
     shards = work.map(encode_shard, jobs, arguments)
     dropped = sum((report.counts for report in shards), Counts()).dropped
     formatted = {name: inputs["format"].report[name] for name in ("splits", "dropped")}
-    return Built(shards, {"sources": _by_source(shards), "dropped": dropped, "format": formatted})
+    report = {"sources": _by_source(shards), "dropped": dropped, "format": formatted}
+    return Built(shards, {**report, "shortened": _sum_shortened(shards)})
 
 
 def encode_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Encode one Parquet shard of pieces into one of examples."""
     tokenizer = load_tokenizer(Path(params["tokenizer"]))
-    drops, sources = Drops(), dict[str, Counter[str]]()
+    drops, sources, shortened = Drops(), dict[str, Counter[str]](), Counter[str]()
     counts = Counts()
     with pq.ParquetWriter(
         output, EXAMPLE_SCHEMA, compression="zstd", compression_level=1, write_page_checksum=True
     ) as writer:
         for batch in in_batches(read_rows(inputs[0]), _characters):
             rows = [read_pieces(row["pieces"]) for row in batch]
-            kept = []
+            kept, used = [], 0
             for row, pieces, example in zip(batch, rows, encode_rows(tokenizer, rows), strict=True):
-                if _fits(row["record_id"], example, params["block_size"], drops):
-                    _count(sources.setdefault(row["source"], Counter()), pieces, example)
+                fitting = [(pieces, example)]
+                if len(example.input_ids) > params["block_size"]:
+                    fitting = shorten(tokenizer, row, pieces, params, shortened)
+                if not fitting or not _trains(example):
+                    drops.add(row["record_id"], *_reason(example, params["block_size"]))
+                    continue
+                used += 1
+                for pair in fitting:
+                    _count(sources.setdefault(row["source"], Counter()), *pair)
                     names = ("record_id", "source", "fim")
-                    kept.append({**{name: row[name] for name in names}, **example._asdict()})
+                    kept.append({**{name: row[name] for name in names}, **pair[1]._asdict()})
             writer.write_table(pa.Table.from_pylist(kept, schema=EXAMPLE_SCHEMA))
-            counts += Counts(rows_in=len(batch), rows_out=len(kept), used=len(kept))
+            counts += Counts(rows_in=len(batch), rows_out=len(kept), used=used)
     return Outcome(
         counts=replace(counts, dropped=dict(drops.counts)),
         tokens=sum(source["tokens"] for source in sources.values()),
         trained_tokens=sum(source["trained_tokens"] for source in sources.values()),
         rejects=tuple(drops.samples),
-        extra={"sources": {name: dict(counted) for name, counted in sorted(sources.items())}},
+        extra={
+            "sources": {name: dict(counted) for name, counted in sorted(sources.items())},
+            "shortened": dict(shortened),
+        },
     )
 
 
@@ -172,16 +185,37 @@ def _characters(row: Row) -> int:
     return sum(len(piece["text"] or "") for piece in row["pieces"])
 
 
-def _fits(record_id: str, example: Example, block_size: int, drops: Drops) -> bool:
+def shorten(
+    tokenizer: Tokenizer,
+    row: Row,
+    pieces: Sequence[Piece],
+    params: Params,
+    shortened: Counter[str],
+) -> list[tuple[list[Piece], Example]]:
+    """Return the rows that a row too long for a block is trained as; [] to drop it. Counts them."""
+    if params["truncation"] == "drop" or not row["parts"]:
+        return []
+    parts = [pieces[start:stop] for start, stop in pairwise([0, *accumulate(row["parts"])])]
+    lengths = [len(example.input_ids) for example in encode_rows(tokenizer, parts)]
+    trained = [any(piece.trained for piece in part) for part in parts]
+    windows = choose_windows(lengths, trained, params["block_size"], params["truncation"])
+    if windows:
+        shortened.update(count_turns(windows, trained))
+    rows = [window_pieces(parts, window) for window in windows]
+    return list(zip(rows, encode_rows(tokenizer, rows), strict=True))
+
+
+def _trains(example: Example) -> bool:
+    # A document's first token is never predicted, so its label alone trains nothing.
+    return any(label != IGNORE_INDEX for label in example.labels[1:])
+
+
+def _reason(example: Example, block_size: int) -> tuple[str, str]:
+    """Return why no row is made of an example, and the details."""
     length = len(example.input_ids)
     if length > block_size:
-        drops.add(record_id, "too_long", f"{length} tokens, block_size {block_size}")
-        return False
-    # A document's first token is never predicted, so its label alone trains nothing.
-    if all(label == IGNORE_INDEX for label in example.labels[1:]):
-        drops.add(record_id, "nothing_trained", f"none of {length} tokens is predicted")
-        return False
-    return True
+        return "too_long", f"{length} tokens, block_size {block_size}"
+    return "nothing_trained", f"none of {length} tokens is predicted"
 
 
 def _count(source: Counter[str], pieces: Sequence[Piece], example: Example) -> None:
@@ -202,3 +236,11 @@ def _by_source(shards: Iterable[ShardReport]) -> dict[str, dict[str, dict[str, i
         source: {split: dict(counted) for split, counted in splits.items()}
         for source, splits in sorted(found.items())
     }
+
+
+def _sum_shortened(shards: Iterable[ShardReport]) -> dict[str, int]:
+    """Return how many dialogues were shortened, to how many rows, and turns kept and dropped."""
+    total: Counter[str] = Counter()
+    for report in shards:
+        total.update(report.extra["shortened"])
+    return dict(sorted(total.items()))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Work
+from pipelines.errors import TemplateError
 from pipelines.manifest import Counts
 from pipelines.recipe import Fim, Recipe
 from pipelines.records import Row, read_rows
@@ -35,6 +36,9 @@ FORMAT_SCHEMA = pa.schema(
         pa.field("part", pa.int32(), nullable=False),
         pa.field("fim", pa.string(), nullable=False),
         pa.field("pieces", pa.list_(PIECE), nullable=False),
+        # The number of pieces in a dialogue's head and in each question with its answer; null where
+        # a row is never shortened.
+        pa.field("parts", pa.list_(pa.int32())),
     ]
 )
 
@@ -47,6 +51,7 @@ class _Shard:
     tokenizer: Tokenizer
     template: Template
     fim: Fim
+    cuts_turns: bool
     drops: Drops = field(default_factory=Drops)
     orders: Counter[str] = field(default_factory=Counter)
     tally: Counter[str] = field(default_factory=Counter)
@@ -55,16 +60,28 @@ class _Shard:
 def params(recipe: Recipe) -> dict[str, Any]:
     """Return what the pieces depend on beyond the records and the tokenizer."""
     return {
-        "template": recipe.template.model_dump(),
+        # What a template's file says counts, not where it lies; a .jinja file is read otherwise.
+        "template": {
+            **recipe.template.model_dump(),
+            "file": Path(recipe.template.file or "").name or None,
+        },
         "fim": recipe.fim.model_dump(),
         "block_size": recipe.tokenization.block_size,
+        "truncation": recipe.tokenization.truncation,
     }
 
 
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
-    """Render every shard. Only the train split is permuted: held-out code stays left to right."""
+    """Render every shard. Only in the train split code is permuted and system turns are left out.
+
+    Raises TemplateError for the first record that cannot be rendered, where the recipe says so.
+    """
     arguments = {**params(recipe), "tokenizer": str(inputs["tokenizer"].folder)}
-    held_out = {**arguments, "fim": {**arguments["fim"], "fim_rate": 0.0}}
+    held_out = {
+        **arguments,
+        "fim": {**arguments["fim"], "fim_rate": 0.0},
+        "template": {**arguments["template"], "system_dropout": 0.0},
+    }
     jobs = [Job(shard.file, (path,), shard.split) for shard, path in inputs["split"].paths()]
     train = work.map(format_shard, [job for job in jobs if job.split == "train"], arguments)
     rest = work.map(format_shard, [job for job in jobs if job.split != "train"], held_out)
@@ -73,11 +90,13 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
 
 def format_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Render one Parquet shard of records into one of pieces."""
+    folder = Path(params["tokenizer"])
     shard = _Shard(
         params,
-        load_tokenizer(Path(params["tokenizer"])),
-        get_template(Settings(**params["template"])),
+        load_tokenizer(folder),
+        get_template(Settings(**params["template"]), folder),
         Fim(**params["fim"]),
+        cuts_turns=params["truncation"] != "drop",
     )
     counts = Counts()
     with pq.ParquetWriter(
@@ -116,11 +135,18 @@ def _format_records(records: Sequence[Row], shard: _Shard) -> list[list[Row]]:
 
 def _format_pair(record: Row, shard: _Shard) -> list[Row]:
     try:
-        pieces = shard.template.render(record)
+        if not shard.cuts_turns:
+            return [_row(record, 0, "none", shard.template.render(record))]
+        parts = shard.template.render_parts(record)
     except Unrenderable as error:
+        if shard.params["template"]["bad_records"] == "error":
+            raise TemplateError(
+                f"{error} (template.bad_records: drop leaves such records out and counts them)"
+            ) from error
         shard.drops.add(record["id"], f"template:{error.why}", str(error))
         return []
-    return [_row(record, 0, "none", pieces)]
+    row = _row(record, 0, "none", [piece for part in parts for piece in part])
+    return [{**row, "parts": [len(part) for part in parts]}]
 
 
 def _format_code(records: Sequence[Row], shard: _Shard) -> list[list[Row]]:
@@ -164,6 +190,7 @@ def _row(record: Row, part: int, order: str, pieces: Sequence[Piece]) -> Row:
         "part": part,
         "fim": order,
         "pieces": [piece._asdict() for piece in pieces],
+        "parts": None,
     }
 
 

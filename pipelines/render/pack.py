@@ -19,7 +19,8 @@ from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Wo
 from pipelines.errors import TemplateError
 from pipelines.manifest import Counts
 from pipelines.recipe import Recipe
-from pipelines.render.encode import IGNORE_INDEX, load_tokenizer
+from pipelines.render.encode import load_tokenizer
+from pipelines.render.pieces import IGNORE_INDEX
 from pipelines.render.reports import audit_mask, choose_audited, report_tokens
 
 DEPENDS = ("pyarrow", "numpy")

@@ -10,6 +10,8 @@ import pyarrow as pa
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<fim_pad>"
+# The label of a token that is read and not trained.
+IGNORE_INDEX = -100
 
 PIECE = pa.struct([("text", pa.string()), ("control", pa.string()), ("trained", pa.bool_())])
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pipelines.render.encode import IGNORE_INDEX
+from pipelines.render.pieces import IGNORE_INDEX
 
 NUM_AUDITED = 5
 # Longer examples are audited only where there is no shorter one.

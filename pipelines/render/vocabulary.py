@@ -20,7 +20,7 @@ from pipelines.records import body_text, read_rows
 from pipelines.render.encode import control_ids, load_tokenizer
 from pipelines.render.fim import MIDDLE, PREFIX, SENTINELS, SUFFIX
 from pipelines.render.pieces import END_OF_TEXT, PAD
-from pipelines.render.templates import control_tokens, get_template
+from pipelines.render.templates import added_tokens, exported_template, read_chat_template
 
 DEPENDS = ("tokenizers",)
 
@@ -47,6 +47,7 @@ STARCODER_TOKENS = (
     "<reponame>",
 )
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 SPECIAL_TOKENS_MAP = {
     "bos_token": END_OF_TEXT,
     "eos_token": END_OF_TEXT,
@@ -58,14 +59,24 @@ SPECIAL_TOKENS_MAP = {
 def params(recipe: Recipe) -> dict[str, Any]:
     """Return what the tokenizer is made of; a local folder counts by its content, not its path.
 
-    Raises PreflightError where the folder has no tokenizer.json.
+    Raises PreflightError where the folder has no tokenizer.json, TemplateError where the recipe
+    wants the chat template of a tokenizer that has none.
     """
-    needed = {"added": list(_added(recipe)), "required": list(_required(recipe))}
+    needed: dict[str, Any] = {"added": list(_added(recipe)), "required": list(_required(recipe))}
+    is_own = recipe.template.name == "model"
+    needed["chat_template"] = None if is_own else exported_template(recipe.template)
     if recipe.tokenizer.train_vocab_size:
+        if is_own:
+            raise TemplateError(
+                "template.name: a tokenizer that is trained here has no chat template of its own; "
+                "name one"
+            )
         return {"train_vocab_size": recipe.tokenizer.train_vocab_size, **needed}
     name, revision = _origin(recipe)
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if is_own:
+            needed["chat_template"] = _own_template(recipe)
         return {"content": digest_of(sha256_file(_tokenizer_file(folder))), **needed}
     return {"name_or_path": name, "revision": revision, **needed}
 
@@ -73,6 +84,8 @@ def params(recipe: Recipe) -> dict[str, Any]:
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     """Train or fetch the tokenizer, add what the template needs, write the three files."""
     arguments = params(recipe)
+    if arguments["chat_template"] is None:
+        arguments["chat_template"] = _own_template(recipe)
     if recipe.tokenizer.train_vocab_size:
         corpus = tuple(path for _, path in inputs["split"].paths("train"))
         first = work.one(write_trained, Job(FILES[0], corpus), arguments)
@@ -134,6 +147,8 @@ def write_config(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         **SPECIAL_TOKENS_MAP,
+        # Here every version of transformers and every server looks for it.
+        "chat_template": params["chat_template"],
     }
     return _write_json(config, output)
 
@@ -169,7 +184,7 @@ def _write_json(value: Mapping[str, Any], output: Path) -> Outcome:
 
 
 def _added(recipe: Recipe) -> tuple[str, ...]:
-    tokens = control_tokens(get_template(recipe.template))
+    tokens = added_tokens(recipe.template)
     return tuple(name for name in tokens if name not in STARCODER_TOKENS)
 
 
@@ -185,6 +200,27 @@ def _origin(recipe: Recipe) -> tuple[str, str | None]:
     return name, model.revision if name == model.model_name_or_path else None
 
 
+def _own_template(recipe: Recipe) -> str:
+    """Return the chat template that comes with the given tokenizer."""
+    name, revision = _origin(recipe)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub.errors import EntryNotFoundError
+
+        for file in (FILES[1], CHAT_TEMPLATE_FILE):
+            try:
+                folder = _fetch(name, revision, file).parent
+            except EntryNotFoundError:
+                continue
+    found = read_chat_template(folder)
+    if found is None:
+        raise TemplateError(
+            f"template.name: model, but the tokenizer {name!r} has no chat template; name one, "
+            "or give your own with template.name: file"
+        )
+    return found
+
+
 def _tokenizer_file(folder: Path) -> Path:
     path = folder / FILES[0]
     if not path.is_file():
@@ -195,8 +231,12 @@ def _tokenizer_file(folder: Path) -> Path:
     return path
 
 
-def _fetch(name: str, revision: str | None) -> Path:
-    """Return the path of tokenizer.json, local or from the Hub (from its cache when offline)."""
+def _fetch(name: str, revision: str | None, file: str = FILES[0]) -> Path:
+    """Return the path of a file, local or from the Hub (from its cache when offline).
+
+    Raises PreflightError where the tokenizer cannot be fetched, EntryNotFoundError where it is
+    there, without this file.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _tokenizer_file(folder)
@@ -204,10 +244,17 @@ def _fetch(name: str, revision: str | None) -> Path:
         raise PreflightError(f"tokenizer {name!r}: no such folder, and not a Hub id (OWNER/NAME)")
     import httpx
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(name, FILES[0], revision=revision))
+        return Path(hf_hub_download(name, file, revision=revision))
     except (OSError, ValueError, httpx.HTTPError) as error:
+        if (
+            file != FILES[0]
+            and isinstance(error, EntryNotFoundError)
+            and not isinstance(error, LocalEntryNotFoundError)
+        ):
+            raise
         raise PreflightError(
             f"tokenizer {name!r} at revision {revision or 'main'!r} cannot be fetched "
             f"({type(error).__name__}); accept its license at https://huggingface.co/{name} and "

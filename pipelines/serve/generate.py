@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteria
 from transformers.utils.logging import disable_progress_bar
 
 from pipelines.errors import StarloomError
@@ -20,6 +20,9 @@ from pipelines.render.pieces import content
 from pipelines.render.templates import get_template
 from pipelines.runs import Run
 from pipelines.training.models import load_trained
+
+# The last tokens among which a text that stops the model is looked for.
+STOP_WINDOW = 32
 
 
 class Completion(NamedTuple):
@@ -52,7 +55,7 @@ def generate(
         )
     recipe = run.recipe()
     tokenizer = load_tokenizer(run.model)
-    template = get_template(recipe.template)
+    template = get_template(recipe.template, run.model)
     pieces = (
         content(prompt, trained=False)
         if raw
@@ -67,8 +70,10 @@ def generate(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        stop_texts=StopTexts(tokenizer, () if raw else template.stop_texts),
     )
-    return str(tokenizer.decode(completion.ids, skip_special_tokens=True))
+    text = str(tokenizer.decode(completion.ids, skip_special_tokens=True))
+    return text if raw else cut_at_stop(text, template.stop_texts)
 
 
 def complete(
@@ -79,8 +84,9 @@ def complete(
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
+    stop_texts: "StopTexts | None" = None,
 ) -> Completion:
-    """Return the model's continuation of token ids, until an id of `stop` or the limit.
+    """Return the model's continuation of token ids, until an id of `stop`, a text or the limit.
 
     The global random state is left as it was. Raises StarloomError for an empty prompt and for one
     that leaves no room in the context.
@@ -103,11 +109,39 @@ def complete(
     with torch.inference_mode(), torch.random.fork_rng():
         torch.manual_seed(seed)
         output = model.generate(
-            input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=settings
+            input_ids=inputs,
+            attention_mask=torch.ones_like(inputs),
+            generation_config=settings,
+            stopping_criteria=[stop_texts] if stop_texts and stop_texts.texts else None,
         )
     new = output[0, len(ids) :].tolist()
     stopped = bool(new) and new[-1] in settings.eos_token_id
-    return Completion(new[:-1] if stopped else new, stopped)
+    if stopped:
+        return Completion(new[:-1], stopped)
+    return Completion(new, stop_texts is not None and stop_texts.found(new))
+
+
+class StopTexts(StoppingCriteria):  # type: ignore[misc]
+    """Stops a model that writes one of some texts, for templates whose turns end with text."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.texts = tuple(texts)
+
+    def found(self, ids: Sequence[int]) -> bool:
+        """Return whether the new ids hold one of the texts."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return any(stop in text for stop in self.texts)
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        """Return which rows of the batch are finished."""
+        done = [self.found(row[-STOP_WINDOW:].tolist()) for row in input_ids]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def cut_at_stop(text: str, stop_texts: Iterable[str]) -> str:
+    """Return the completion up to the first text that ends it."""
+    return text[: min((at for stop in stop_texts if (at := text.find(stop)) >= 0), default=None)]
 
 
 def stop_ids(model: Any, tokenizer: Tokenizer, stop: str) -> set[int]:
