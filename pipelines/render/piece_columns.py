@@ -1,0 +1,106 @@
+"""Pieces as Arrow columns, so that a shard is encoded without a Python object for each of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipelines.render.pieces import IGNORE_INDEX, PIECE, Piece
+from pipelines.render.text_encoder import TextEncoder
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of some rows: ids and labels of all, one row after the other, int32.
+
+    `piece_ends` are where the tokens of each piece end, `rows` where those of each row begin, with
+    the end of the last one.
+    """
+
+    input_ids: Array
+    labels: Array
+    piece_ends: Array
+    rows: Array
+
+    @property
+    def lengths(self) -> Array:
+        """Return the number of tokens of each row."""
+        return np.diff(self.rows)
+
+    @property
+    def predicted(self) -> Array:
+        """Return how many trained tokens of each row have a token before them in it."""
+        trained = self.labels != IGNORE_INDEX
+        sums = np.concatenate([[0], np.cumsum(trained)])
+        filled = np.flatnonzero(self.lengths)
+        firsts = np.zeros(len(self.rows) - 1, np.int64)
+        firsts[filled] = trained[self.rows[filled]]
+        found: Array = np.diff(sums[self.rows]) - firsts
+        return found
+
+    def take(self, kept: Array) -> tuple[pa.ListArray, pa.ListArray]:
+        """Return the ids and labels of the rows where `kept` is True, as list columns."""
+        lengths = self.lengths
+        tokens = np.repeat(kept, lengths)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths[kept])]), pa.int32())
+        return (
+            pa.ListArray.from_arrays(offsets, pa.array(self.input_ids[tokens])),
+            pa.ListArray.from_arrays(offsets, pa.array(self.labels[tokens])),
+        )
+
+
+def piece_column(rows: Sequence[Sequence[Piece]]) -> pa.ListArray:
+    """Return rows of pieces as a list<PIECE> column."""
+    flat = [piece for row in rows for piece in row]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
+    columns = [
+        pa.array([piece[number] for piece in flat], field.type)
+        for number, field in enumerate(PIECE)
+    ]
+    pieces = pa.StructArray.from_arrays(columns, fields=list(PIECE))
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pieces)
+
+
+def control_names(column: pa.ListArray) -> list[str]:
+    """Return the control tokens in a list<PIECE> column, sorted."""
+    names = pc.unique(pc.struct_field(column.flatten(), "control")).to_pylist()
+    return sorted(name for name in names if name is not None)
+
+
+def encode_column(
+    column: pa.ListArray, encoder: TextEncoder, controls: Mapping[str, int]
+) -> Tokens:
+    """Encode a list<PIECE> column, each piece by itself; `controls` has the id of every control."""
+    pieces = column.flatten()
+    data, offsets = text_spans(pc.struct_field(pieces, "text"))
+    ids, counts = encoder.encode_spans(data, offsets)
+    control = pc.struct_field(pieces, "control").dictionary_encode()
+    is_control = control.is_valid().to_numpy(zero_copy_only=False)
+    codes = control.indices.drop_null().to_numpy()
+    known = np.array([controls[name] for name in control.dictionary.to_pylist()], np.int32)
+    counts = counts + is_control
+    ends = np.cumsum(counts)
+    input_ids = np.empty(int(counts.sum()), np.int32)
+    of_control = np.zeros(len(input_ids), bool)
+    of_control[(ends - counts)[is_control]] = True
+    input_ids[of_control] = known[codes]
+    input_ids[~of_control] = ids
+    trained = pc.struct_field(pieces, "trained").to_numpy(zero_copy_only=False).astype(bool)
+    labels = np.where(np.repeat(trained, counts), input_ids, np.int32(IGNORE_INDEX))
+    rows = column.offsets.to_numpy() - column.offsets[0].as_py()
+    return Tokens(input_ids, labels, ends, np.concatenate([[0], ends])[rows])
+
+
+def text_spans(texts: pa.StringArray) -> tuple[Array, Array]:
+    """Return a string column as UTF-8, uint8, and the offsets of its values; null is empty."""
+    if texts.null_count:
+        texts = pc.fill_null(texts, "")
+    _, ends, values = texts.buffers()
+    offsets = np.frombuffer(ends, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.frombuffer(values, np.uint8) if values else np.empty(0, np.uint8)
+    return data[int(offsets[0]) : int(offsets[-1])], (offsets - offsets[0]).astype(np.int64)
