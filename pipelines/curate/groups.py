@@ -32,9 +32,9 @@ def join_groups(members: pa.Table) -> pa.Table:
     clusters = pairs["cluster"].to_numpy()
     order = np.lexsort((groups, clusters))
     groups, clusters = groups[order], clusters[order]
-    follows = np.flatnonzero(clusters[1:] == clusters[:-1])
+    first = np.searchsorted(clusters, clusters, "left")
     labels = np.arange(len(names), dtype=np.int64)
-    unite(labels, np.stack([groups[follows], groups[follows + 1]], axis=1))
+    unite(labels, np.stack([groups[first], groups], axis=1))
     while (labels != labels[labels]).any():
         labels = labels[labels]
     joined = np.flatnonzero(np.bincount(labels, minlength=len(labels))[labels] > 1)

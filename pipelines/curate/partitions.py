@@ -50,11 +50,11 @@ def find(labels: Integers, members: Integers) -> Integers:
     roots = labels[members]
     while True:
         above = labels[roots]
+        # All members jump at once, so the way of any of them halves each time.
+        labels[members] = above
         if (above == roots).all():
-            break
+            return roots
         roots = above
-    labels[members] = roots
-    return roots
 
 
 def unite(labels: Integers, pairs: Pairs) -> None:
