@@ -202,11 +202,12 @@ class Blocks:
     def _wrap(self, entry: Inline) -> None:
         """Put the marks of an element around its text; blanks at its ends go outside."""
         parts = self.parts
-        content = "".join(parts[entry.at :])
-        if entry.kind == "a" and entry.target and ("[" in content or "]" in content):
-            content = escape_brackets(parts[entry.at :])
-            self.risky = self.special = True
+        inside = parts[entry.at :]
         del parts[entry.at :]
+        content = inside[0] if len(inside) == 1 else "".join(inside)
+        if entry.target and any(p[0] != "!" and ("[" in p or "]" in p) for p in inside if p):
+            content = escape_brackets(inside)
+            self.risky = self.special = True
         text = content.strip(_BLANK)
         if not text:
             self.append(content)

@@ -20,6 +20,10 @@ _KINDS = {
 _SIMPLE_LINK = re.compile(
     r' href="([^"\\<>()&\x00-\x20\x7f]++)"(?: class="[^"]*+")?(?: rel="[^"]*+")?'
 )
+_SIMPLE_IMAGE = re.compile(
+    r' src="([^"\\<>()&:\x00-\x20\x7f]*+(?:(?<!data):[^"\\<>()&\x00-\x20\x7f]*+)?)"'
+    r' alt="([^"\x00-\x1f\\*_`~<&$\[\]]*+)" ?/?'
+)
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,31}:[^\s<>\x00-\x20\x7f]*+\Z")
 _LANGUAGE = re.compile(
     r"(?:[\s\"'=](?:lang|language|highlight-source)-"
@@ -76,18 +80,15 @@ def _start_link(walker: Walker, i: int) -> int:
         walker.open_inline("a", target)
         walker.append(text)
         return i + 1
-    if (not simple or walker.raw(i) == url or url[:7] == "mailto:") and target[-1] != '"':
-        address = _autolink(walker.raw(i), url)
-    else:
-        address = ""
-    if address:
-        text = address
+    if (walker.tokens[3 * i + 3] == url or not simple or url[:7] == "mailto:") and _is_address(
+        walker.raw(i), url
+    ):
+        walker.parts.append(f"<{url.removeprefix('mailto:')}>")
     else:
         if "[" in text or "]" in text:
             text = escape_brackets([text])
             walker.risky = walker.special = True
-        text = f"[{text}]({target})"
-    walker.append_bracket(text)
+        walker.append_bracket(f"[{text}]({target})")
     i += 1
     text = walker.texts[i]
     if text:
@@ -95,12 +96,11 @@ def _start_link(walker: Walker, i: int) -> int:
     return i + 1
 
 
-def _autolink(raw: str, url: str) -> str:
-    """Return `<url>` where a link's text is its own absolute address, or a mail's; else nothing."""
+def _is_address(raw: str, url: str) -> bool:
+    """Return whether a link's text is its own absolute address, or that of a mail."""
     text = unescape(raw)
-    if (text == url or (url == f"mailto:{text}" and "@" in text)) and _ABSOLUTE.match(url):
-        return f"<{text}>"
-    return ""
+    own = text == url or (url == f"mailto:{text}" and "@" in text)
+    return own and _ABSOLUTE.match(url) is not None
 
 
 def _end_link(walker: Walker, i: int) -> int:
@@ -110,13 +110,20 @@ def _end_link(walker: Walker, i: int) -> int:
 
 
 def _image(walker: Walker, i: int) -> int:
-    given = attributes(walker.rests[i])
-    label, url = escape_label(given.get("alt", "")), given.get("src", "")
-    if "[" in label or "]" in label:
-        walker.risky = walker.special = True
-    if url or label:
-        walker.append_bracket(f"![{label}]({link_target(url, given.get('title', ''))})")
-    walker.append(walker.texts[i])
+    simple = _SIMPLE_IMAGE.fullmatch(walker.rests[i])
+    if simple:
+        target, label = simple[1], simple[2]
+    else:
+        given = attributes(walker.rests[i])
+        label = escape_label(given.get("alt", ""))
+        target = link_target(given.get("src", ""), given.get("title", ""))
+        if "[" in label or "]" in label:
+            walker.risky = walker.special = True
+    if target or label:
+        walker.append_bracket(f"![{label}]({target})")
+    text = walker.texts[i]
+    if text:
+        walker.append(text)
     return i + 1
 
 

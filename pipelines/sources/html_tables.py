@@ -12,6 +12,7 @@ _NOT_IN_CELLS = frozenset(
 _ALIGN = re.compile(r"text-align\s*:\s*(left|center|right)", re.IGNORECASE)
 _RULES = {"left": ":---", "center": ":---:", "right": "---:", "": "---"}
 # Cells that spans may add to a table, so that attributes cannot grow it without bound.
+_NOTHING: dict[str, str] = {}
 _MAX_FILLERS = 2_000
 
 
@@ -37,11 +38,14 @@ class Grid:
             self.start_row()
         row = self.rows[-1]
         self.fill(row)
-        given = attributes(self.given) if self.given else {}
+        given = attributes(self.given) if self.given else _NOTHING
         if len(self.aligns) == len(row):
             style = _ALIGN.search(given.get("style", ""))
             align = style[1] if style else given.get("align", "")
             self.aligns.append(align.lower())
+        if "span" not in self.given:
+            row.append(text)
+            return
         wide, high = _span(given, "colspan"), _span(given, "rowspan")
         for column in range(wide):
             if column and not self.take():
@@ -150,8 +154,11 @@ def _end_cell(walker: Walker, i: int) -> int:
 def _leave_cell(walker: Walker, grid: Grid) -> None:
     if grid.outer is None:
         return
-    walker.close_down_to(walker.floor)
-    text = re.sub(r"\n+", "<br>", "".join(walker.out)).replace("|", "\\|")
+    if len(walker.stack) > walker.floor:
+        walker.close_down_to(walker.floor)
+    text = "".join(walker.out).replace("|", "\\|")
+    if "\n" in text:
+        text = re.sub(r"\n+", "<br>", text)
     walker.out, walker.gap, walker.first, walker.rest, walker.blank = grid.outer
     grid.outer, walker.cells = None, False
     walker.set_heading("")

@@ -14,36 +14,42 @@ from itertools import pairwise
 # Both are replaced in the input before anything else happens, so neither is ever the author's.
 CHUNK = "\x00"
 RISKY = "\x01"
+_BLANKS = " \t\n\f"
 
 # A single dollar counts as math by pandoc's rule (no blank inside the marks, no digit behind) or
 # when the text between reads like TeX; prices and shell variables are left alone.
 _PLAIN = r"(?:[^\x00\\]++|\\(?!begin\{|end\{))*+"
 _BEGIN, _END = r"\\begin\{[a-zA-Z]{1,20}\*?\}", r"\\end\{[a-zA-Z]{1,20}\*?\}"
+_DOLLARS = (
+    r"\$(?:\$[^\x00$]++\$\$"
+    r"|(?<![\\$]\$)(?=[^\s$])[^\x00$]*+(?<![\s\\])\$(?![\d$])"
+    r"|(?<![\\$]\$)[^\x00$\\^_{]*+[\\^_{][^\x00$]*+\$)"
+)
 # Every alternative stops at the next mark of its own kind, so a failed try costs no second look.
 MATH = re.compile(
-    r"(\$\$[^\x00$]++\$\$"
-    rf"|{_BEGIN}{_PLAIN}(?:{_BEGIN}{_PLAIN}{_END}{_PLAIN})*+{_END}"
-    r"|\\\$[^\x00$\\]*+(?:\\[^\x00$][^\x00$\\]*+)*+\\\$"
-    r"|\\\((?:[^\x00\\]++|\\[^\x00()])++\\\)"
-    r"|\\\[(?:[^\x00\\]++|\\[^\x00\[\]])++\\\]"
-    r"|\$(?<![\\$]\$)(?=[^\s$])[^\x00$]*+(?<![\s\\])\$(?![\d$])"
-    r"|\$(?<![\\$]\$)[^\x00$\\^_{]*+[\\^_{][^\x00$]*+\$)"
+    rf"({_DOLLARS}"
+    rf"|\\(?:{_BEGIN[2:]}{_PLAIN}(?:{_BEGIN}{_PLAIN}{_END}{_PLAIN})*+{_END}"
+    r"|\$[^\x00$\\]*+(?:\\[^\x00$][^\x00$\\]*+)*+\\\$"
+    r"|\((?:[^\x00\\]++|\\[^\x00()])++\\\)"
+    r"|\[(?:[^\x00\\]++|\\[^\x00\[\]])++\\\]))"
 )
+_MATH_IN_DOLLARS = re.compile(f"({_DOLLARS})")
 _STAR = re.compile(r"\*(?:(?=\S)|(?<=\S\*))")
-_UNDERSCORES = re.compile("_+")
+_UNDERSCORES = re.compile(r"_++(?:(?<![^\W_]_)|(?![^\W_]))")  # not those as in snake_case
 _BACKSLASH = re.compile(r"\\(?=[!-#%-/:-@\[-`{-~\n]|[ \t\f]*+\x00)")
 _ANGLE = re.compile(r"<(?=/?[A-Za-z][A-Za-z0-9-]*+(?:[\s/>:@.+\x00]|$)|[!?]|/?\x00)")
 _ENTITY = re.compile(r"&(?=#[0-9]{1,7};|#[xX][0-9a-fA-F]{1,6};|[A-Za-z][A-Za-z0-9]*;)")
 _BRACKET = re.compile(r"\](?=[(\x00])")
 # Patterns that begin with a literal are searched by jumping from one to the next.
 _BLANK_AT_LINE_END = re.compile(r"\n(?: |(?<= \n))")
-_LINE_START = re.compile(
-    r"\n(?:(#{1,6}(?=[ \t\n]|\Z)|>|[-+*](?=[ \t\n]|\Z)|[=|:-][ \t=|:-]*(?=\n|\Z)|\x01?~~~"
+_OPENING = (
+    r"(?:(#{1,6}(?=[ \t\n]|\Z)|>|[-+*](?=[ \t\n]|\Z)|[=|:-][ \t=|:-]*(?=\n|\Z)|\x01?~~~"
     r"|\[(?:[^\[\]\\\n]|\\.){1,999}+\]:)|(\d{1,9})(?=[.)](?:[ \t\n]|\Z)))"
 )
+_LINE_START, _FIRST_LINE_START = re.compile(rf"\n{_OPENING}"), re.compile(_OPENING)
 _LATER_LINE_START = re.compile(r"\n[\x01#>+*=|:~\[0-9\n-]")
-_AROUND_LINE_END = re.compile(r" *+\n *+")
 _RISKY_MARK = re.compile(rf"{RISKY}(?![\[\]])")
+_ODD_LABEL = re.compile(r"[\x00-\x1f\\*_`~<&$\[\]]")
 _BRACKETS = re.compile(r"[\\\x01].|[\[\]]", re.DOTALL)
 _ODD_URL = re.compile(r"[\x00-\x20<>\\\x7f]")
 LINE_STARTS = frozenset("\x01#>-+*=|:~[0123456789")
@@ -67,7 +73,7 @@ def prepare_prose(text: str) -> tuple[list[str], bool]:
     if "&" in text:
         text = unescape(text)
     if "$" in text or "\\" in text:
-        pieces = MATH.split(text)
+        pieces = (MATH if "\\" in text else _MATH_IN_DOLLARS).split(text)
         for at in range(0, len(pieces), 2):  # text, math, text, ...
             pieces[at] = _escape(_tidy_line_ends(pieces[at]))
         text = "".join(pieces)
@@ -79,9 +85,11 @@ def prepare_prose(text: str) -> tuple[list[str], bool]:
 def _tidy_line_ends(text: str) -> str:
     if "\t" in text or "\f" in text:
         text = text.replace("\t", " ").replace("\f", " ")
-    if _BLANK_AT_LINE_END.search(text):
-        text = _AROUND_LINE_END.sub("\n", text)
-    return text
+    if not _BLANK_AT_LINE_END.search(text):
+        return text
+    first, *between, last = text.split("\n")
+    lines = [line.strip(" ") for line in between]
+    return "\n".join([first.rstrip(" "), *lines, last.lstrip(" ")])
 
 
 def _escape(text: str) -> str:
@@ -129,7 +137,7 @@ def settle_escapes(block: str) -> str:
 
 def escape_line_starts(block: str) -> str:
     """Escape what would open a heading, quote, list, rule, table or reference; not in math."""
-    if block[0] not in LINE_STARTS and not _LATER_LINE_START.search(block):
+    if not _LATER_LINE_START.search(block) and not _FIRST_LINE_START.match(block):
         return block
     if "\n\n" in block:
         block = re.sub(r"\n{2,}", "\n", block)
@@ -210,8 +218,11 @@ def escape_label(text: str) -> str:
 
     Its brackets without a partner are still to be settled.
     """
+    text = text.strip(_BLANKS)
+    if not _ODD_LABEL.search(text):
+        return text
     chunks, _ = prepare_prose(text.replace(CHUNK, "") + CHUNK)
-    label = chunks[0].replace("\n", " ").strip(" ")
+    label = chunks[0].replace("\n", " ")
     if "[" in label or "]" in label:
         label = escape_brackets([label])
     return _RISKY_MARK.sub(r"\\", label) if RISKY in label else label

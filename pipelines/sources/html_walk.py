@@ -141,16 +141,21 @@ def _start_paragraph(walker: Walker, i: int) -> int:
     stack = walker.stack
     if stack and stack[-1].name == "li" and len(stack) > 1:
         stack[-2].loose = True
-    text = walker.texts[i]
-    if walker.names[i + 1] == "/p" and not walker.inline:
+    names, texts = walker.names, walker.texts
+    text = texts[i]
+    while names[i + 1] == "/p" and not walker.inline:  # nothing but text inside
         text = text.strip(BLANK)
         if text:
             walker.paragraph(text)
         i += 1
-        text = walker.texts[i]
+        text = texts[i]
         if text and not text.isspace():
-            walker.parts.append(text)
-    elif text:
+            break
+        if names[i + 1] != "p":
+            return i + 1
+        i += 1
+        text = texts[i]
+    if text:
         walker.parts.append(text)
     return i + 1
 
