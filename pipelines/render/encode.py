@@ -5,14 +5,17 @@ tokens switched off, so that `<|assistant|>` written by a user stays text. Label
 where a piece is trained and are IGNORE_INDEX elsewhere.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
@@ -20,9 +23,11 @@ from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Wo
 from pipelines.errors import TemplateError
 from pipelines.manifest import Counts
 from pipelines.recipe import Recipe
-from pipelines.records import Row, read_rows
+from pipelines.records import Row
 from pipelines.render.drops import Drops
+from pipelines.render.piece_columns import Tokens, control_names, encode_column
 from pipelines.render.pieces import IGNORE_INDEX, Piece, read_pieces
+from pipelines.render.text_encoder import TextEncoder, choose_fast, open_encoder
 from pipelines.render.truncation import choose_windows, count_turns, window_pieces
 
 DEPENDS = ("tokenizers", "pyarrow")
@@ -39,7 +44,14 @@ EXAMPLE_SCHEMA = pa.schema(
     ]
 )
 
+ROWS_PER_BATCH = 512
+# What is encoded twice to prove the fast encoder.
+SAMPLED_SHARDS, SAMPLED_ROWS = 8, 64
+
 T = TypeVar("T")
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_opened = threading.local()
 
 
 class Example(NamedTuple):
@@ -47,6 +59,20 @@ class Example(NamedTuple):
 
     input_ids: list[int]
     labels: list[int]
+
+
+@dataclass(slots=True)
+class _Shard:
+    """One shard in the making, and what is counted on the way."""
+
+    params: Params
+    tokenizer: Tokenizer
+    encoder: TextEncoder
+    controls: dict[str, int] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
+    drops: Drops = field(default_factory=Drops)
+    sources: dict[str, Counter[str]] = field(default_factory=dict)
+    shortened: Counter[str] = field(default_factory=Counter)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -135,8 +161,11 @@ def params(recipe: Recipe) -> dict[str, Any]:
 
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     """Encode every shard of pieces; rows too long are shortened or dropped, as the recipe says."""
-    arguments = {**params(recipe), "tokenizer": str(inputs["tokenizer"].folder)}
-    jobs = [Job(shard.file, (path,), shard.split) for shard, path in inputs["format"].paths()]
+    folder = inputs["tokenizer"].folder
+    paths = inputs["format"].paths()
+    fast = choose_fast(load_tokenizer(folder), _sample([path for _, path in paths]))
+    arguments = {**params(recipe), "tokenizer": str(folder), "fast": fast}
+    jobs = [Job(shard.file, (path,), shard.split) for shard, path in paths]
     shards = work.map(encode_shard, jobs, arguments)
     dropped = sum((report.counts for report in shards), Counts()).dropped
     formatted = {name: inputs["format"].report[name] for name in ("splits", "dropped")}
@@ -146,43 +175,115 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
 
 def encode_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Encode one Parquet shard of pieces into one of examples."""
-    tokenizer = load_tokenizer(Path(params["tokenizer"]))
-    drops, sources, shortened = Drops(), dict[str, Counter[str]](), Counter[str]()
-    counts = Counts()
-    with pq.ParquetWriter(
-        output, EXAMPLE_SCHEMA, compression="zstd", compression_level=1, write_page_checksum=True
-    ) as writer:
-        for batch in in_batches(read_rows(inputs[0]), _characters):
-            rows = [read_pieces(row["pieces"]) for row in batch]
-            kept, used = [], 0
-            for row, pieces, example in zip(batch, rows, encode_rows(tokenizer, rows), strict=True):
-                fitting = [(pieces, example)]
-                if len(example.input_ids) > params["block_size"]:
-                    fitting = shorten(tokenizer, row, pieces, params, shortened)
-                if not fitting or not _trains(example):
-                    drops.add(row["record_id"], *_reason(example, params["block_size"]))
-                    continue
-                used += 1
-                for pair in fitting:
-                    _count(sources.setdefault(row["source"], Counter()), *pair)
-                    names = ("record_id", "source", "fim")
-                    kept.append({**{name: row[name] for name in names}, **pair[1]._asdict()})
-            writer.write_table(pa.Table.from_pylist(kept, schema=EXAMPLE_SCHEMA))
-            counts += Counts(rows_in=len(batch), rows_out=len(kept), used=used)
+    shard = _Shard(params, *open_tokenizer(Path(params["tokenizer"]), fast=params["fast"]))
+    with (
+        pq.ParquetFile(inputs[0], page_checksum_verification=True) as file,
+        pq.ParquetWriter(
+            output, EXAMPLE_SCHEMA, compression="zstd", compression_level=1,
+            write_page_checksum=True,
+        ) as writer,
+    ):  # fmt: skip
+        for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
+            writer.write_table(_encode_batch(batch, shard))
     return Outcome(
-        counts=replace(counts, dropped=dict(drops.counts)),
-        tokens=sum(source["tokens"] for source in sources.values()),
-        trained_tokens=sum(source["trained_tokens"] for source in sources.values()),
-        rejects=tuple(drops.samples),
+        counts=replace(shard.counts, dropped=dict(shard.drops.counts)),
+        tokens=sum(source["tokens"] for source in shard.sources.values()),
+        trained_tokens=sum(source["trained_tokens"] for source in shard.sources.values()),
+        rejects=tuple(shard.drops.samples),
         extra={
-            "sources": {name: dict(counted) for name, counted in sorted(sources.items())},
-            "shortened": dict(shortened),
+            "sources": {name: dict(sums) for name, sums in sorted(shard.sources.items())},
+            "shortened": dict(shard.shortened),
         },
     )
 
 
-def _characters(row: Row) -> int:
-    return sum(len(piece["text"] or "") for piece in row["pieces"])
+def open_tokenizer(folder: Path, *, fast: bool) -> tuple[Tokenizer, TextEncoder]:
+    """Return a folder's tokenizer and its encoder (`open_encoder`).
+
+    Each thread keeps the last ones: loading takes longer than a small shard, and the fast encoder
+    gets faster with what it has met.
+    """
+    stat = (folder / "tokenizer.json").stat()
+    cause = (str(folder), stat.st_mtime_ns, stat.st_size, fast)
+    if getattr(_opened, "cause", None) != cause:
+        tokenizer = load_tokenizer(folder)
+        _opened.pair = tokenizer, open_encoder(tokenizer, fast=fast)
+        _opened.cause = cause
+    return _opened.pair  # type: ignore[no-any-return]
+
+
+def _sample(paths: Sequence[Path]) -> Iterator[str]:
+    """Yield texts of at most SAMPLED_SHARDS shards, a few rows of each."""
+    for path in paths[:: max(1, len(paths) // SAMPLED_SHARDS)]:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            batch = next(file.iter_batches(batch_size=SAMPLED_ROWS, columns=["pieces"]), None)
+        for row in batch["pieces"].to_pylist() if batch else ():
+            yield from (piece["text"] for piece in row if piece["text"])
+
+
+def _encode_batch(batch: pa.RecordBatch, shard: _Shard) -> pa.Table:
+    """Return the examples of a batch of rows; counts what is kept and what is left out."""
+    pieces = batch["pieces"]
+    new = [name for name in control_names(pieces) if name not in shard.controls]
+    shard.controls |= control_ids(shard.tokenizer, new)
+    tokens = encode_column(pieces, shard.encoder, shard.controls)
+    kept = (tokens.lengths <= shard.params["block_size"]) & (tokens.predicted > 0)
+    short: list[tuple[int, Row]] = []
+    for number in np.flatnonzero(~kept).tolist():
+        row = batch.slice(number, 1).to_pylist()[0]
+        made = _make_fit(row, int(tokens.lengths[number]), shard)
+        short += [(number, example) for example in made]
+    _count_batch(batch, tokens, kept, shard.sources)
+    columns = [batch[name].filter(pa.array(kept)) for name in EXAMPLE_SCHEMA.names[:3]]
+    table = pa.Table.from_arrays([*columns, *tokens.take(kept)], schema=EXAMPLE_SCHEMA)
+    if short:
+        rows = pa.Table.from_pylist([row for _, row in short], schema=EXAMPLE_SCHEMA)
+        places = [*np.flatnonzero(kept).tolist(), *(number for number, _ in short)]
+        table = pa.concat_tables([table, rows]).take(np.argsort(places, kind="stable"))
+    used = int(kept.sum()) + len({number for number, _ in short})
+    shard.counts += Counts(rows_in=batch.num_rows, rows_out=table.num_rows, used=used)
+    return table
+
+
+def _make_fit(row: Row, length: int, shard: _Shard) -> list[Row]:
+    """Return the examples of a row that is too long or trains nothing; counts a dropped one."""
+    if length <= shard.params["block_size"]:
+        shard.drops.add(
+            row["record_id"], "nothing_trained", f"none of {length} tokens is predicted"
+        )
+        return []
+    pieces = read_pieces(row["pieces"])
+    made = shorten(shard.tokenizer, row, pieces, shard.params, shard.shortened)
+    if not made:
+        limit = shard.params["block_size"]
+        shard.drops.add(row["record_id"], "too_long", f"{length} tokens, block_size {limit}")
+    for pair in made:
+        _count(shard.sources.setdefault(row["source"], Counter()), *pair)
+    names = EXAMPLE_SCHEMA.names[:3]
+    return [{**{name: row[name] for name in names}, **pair[1]._asdict()} for pair in made]
+
+
+def _count_batch(
+    batch: pa.RecordBatch, tokens: Tokens, kept: Array, sources: dict[str, Counter[str]]
+) -> None:
+    """Add the kept rows of a batch to the sums of their sources."""
+    coded = batch["source"].dictionary_encode()
+    codes = coded.indices.to_numpy()
+    texts = pc.struct_field(batch["pieces"].flatten(), "text")
+    characters = np.concatenate([[0], np.cumsum(pc.fill_null(pc.utf8_length(texts), 0))])
+    borders = batch["pieces"].offsets.to_numpy()
+    trained = np.concatenate([[0], np.cumsum(tokens.labels != IGNORE_INDEX)])
+    columns = {
+        "examples": np.ones(batch.num_rows, np.int64),
+        "tokens": tokens.lengths,
+        "trained_tokens": np.diff(trained[tokens.rows]),
+        "characters": np.diff(characters[borders - borders[0]]),
+    }
+    for code, source in enumerate(coded.dictionary.to_pylist()):
+        chosen = kept & (codes == code)
+        if chosen.any():
+            sums = {name: int(values[chosen].sum()) for name, values in columns.items()}
+            sources.setdefault(source, Counter()).update(sums)
 
 
 def shorten(
@@ -203,19 +304,6 @@ def shorten(
         shortened.update(count_turns(windows, trained))
     rows = [window_pieces(parts, window) for window in windows]
     return list(zip(rows, encode_rows(tokenizer, rows), strict=True))
-
-
-def _trains(example: Example) -> bool:
-    # A document's first token is never predicted, so its label alone trains nothing.
-    return any(label != IGNORE_INDEX for label in example.labels[1:])
-
-
-def _reason(example: Example, block_size: int) -> tuple[str, str]:
-    """Return why no row is made of an example, and the details."""
-    length = len(example.input_ids)
-    if length > block_size:
-        return "too_long", f"{length} tokens, block_size {block_size}"
-    return "nothing_trained", f"none of {length} tokens is predicted"
 
 
 def _count(source: Counter[str], pieces: Sequence[Piece], example: Example) -> None:

@@ -178,12 +178,12 @@ def test_a_tokenizer_that_does_not_agree_on_the_corpus_is_refused(monkeypatch, c
 
     def find_starts_wrongly(self, padded, size, spans):
         starts = find_starts(self, padded, size, spans)
-        return starts[(padded[starts] != ord("!")) | (starts == 0)]
+        return np.arange(size) if ord("!") in padded else starts
 
     monkeypatch.setattr(FastEncoder, "_find_starts", find_starts_wrongly)
 
-    assert choose_fast(small_tokenizer(), ["no such mark"])
-    assert not choose_fast(small_tokenizer(), ["good", "good!"])
+    assert choose_fast(small_tokenizer(), ["return"])
+    assert not choose_fast(small_tokenizer(), ["return", "return!"])
     assert "it gave other ids than the tokenizer on a sample of this corpus" in caplog.text
 
 
@@ -199,5 +199,5 @@ def test_a_character_of_no_class_is_encoded_by_the_tokenizer(monkeypatch):
     monkeypatch.setattr(FastEncoder, "_is_number", lambda self, character: False)
 
     assert_same(tokenizer, ["x = \u0663", "y"], encoder)
-    with pytest.raises(fast_encoder.UnprovenText, match=r"U\+0663 is of no class"):
+    with pytest.raises(fast_encoder.UnprovenText, match=r"U\+0030 is of no class"):
         FastEncoder(tokenizer)
