@@ -1,14 +1,16 @@
 """Stage `quality`: filters that say why a record is dropped. They never change one.
 
 A filter returns None to keep a record, or the reason to drop it; the first reason wins. Thresholds
-of lines and letters are those of StarCoder's data, applied to code only: a paragraph of prose is
-one long line.
+of lines, letters and encoded data are those of StarCoder's data (arXiv:2305.06161, 2402.19173),
+applied to code only: a paragraph of prose is one long line.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.curate.phrases import find_phrase, gather_phrases
 from pipelines.curate.rows import Fault, choose_runner, filter_rows, read_meta, sum_sources
 from pipelines.engine import Built, Input, Job, Outcome, Params, Work
 from pipelines.recipe import Recipe
@@ -26,13 +28,26 @@ GENERATED_MARKS = (
     "do not edit",
 )
 
+SETTINGS = {
+    "max_line_length", "max_mean_line_length", "min_alphanumeric", "max_encoded_chars",
+    "max_encoded_share", "min_completion_chars", "min_answer_words", "max_answer_words",
+    "min_score",
+}  # fmt: skip
+# StarCoder2's patterns, but that a run is only looked for where one begins, and blanks are bounded.
+ENCODED = (
+    re.compile(r"(?<![a-zA-Z0-9+/\n=])[a-zA-Z0-9+/\n=]{64,}"),
+    re.compile(r"(?:\b(?:0x|\\x)?[0-9a-fA-F]{2}(?:,|\b\s{0,8})){8,}"),
+    re.compile(r"(?:\\u[0-9a-fA-F]{4}){8,}"),
+)
+
 Filter = Callable[[Row, Params], str | None]
 
 
 def params(recipe: Recipe) -> dict[str, Any]:
     """Return the thresholds."""
-    names = {"max_line_length", "max_mean_line_length", "min_alphanumeric", "min_completion_chars"}
-    return recipe.curation.model_dump(mode="json", include=names)
+    curation = recipe.curation
+    phrases = gather_phrases(curation.drop_phrase_lists, curation.drop_phrases)
+    return {**curation.model_dump(mode="json", include=SETTINGS), "phrases": phrases}
 
 
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
@@ -63,7 +78,18 @@ def code_of(row: Row) -> str:
 
 
 def _is_function(row: Row) -> bool:
-    return row["completion"] is not None and read_meta(row).get("kind") == "function"
+    return row["completion"] is not None and read_meta(row).get("kind") in ("function", "method")
+
+
+def answers_of(row: Row) -> list[str]:
+    """Return what of a record answers somebody: a completion that is no function, trained turns."""
+    if row["completion"] is not None:
+        return [] if _is_function(row) else [row["completion"]]
+    return [
+        message["content"]
+        for message in row["messages"] or ()
+        if message["role"] == "assistant" and message["train"] is not False
+    ]
 
 
 def long_line(row: Row, params: Params) -> str | None:
@@ -94,6 +120,72 @@ def few_letters(row: Row, params: Params) -> str | None:
     text = body_text(row)
     share = sum(map(str.isalnum, text)) / max(len(text), 1)
     return "few_letters" if share < params["min_alphanumeric"] else None
+
+
+def encoded(row: Row, params: Params) -> str | None:
+    """Drop code with data in it: base64, hexadecimal bytes or escaped Unicode.
+
+    One run of more than `max_encoded_chars` characters is too much (1,024 is a picture of 768
+    bytes), and so are runs of 64 and more that make up over `max_encoded_share` of all characters.
+    A checksum of 64 digits in a module of a page is neither.
+    """
+    code = code_of(row)
+    total = 0
+    for pattern in ENCODED:
+        for found in pattern.finditer(code):
+            length = found.end() - found.start()
+            total += length
+            if length > params["max_encoded_chars"]:
+                return "encoded"
+    return "encoded" if total > params["max_encoded_share"] * len(code) else None
+
+
+def short_answer(row: Row, params: Params) -> str | None:
+    """Drop a record whose longest answer has fewer than `min_answer_words` words; 0 keeps all.
+
+    "Yes, it does." has three: at 5 it is dropped, but not where a longer answer follows.
+    """
+    longest = _longest_answer(row)
+    return "short_answer" if longest is not None and longest < params["min_answer_words"] else None
+
+
+def long_answer(row: Row, params: Params) -> str | None:
+    """Drop a record with an answer of more than `max_answer_words` words; null keeps all.
+
+    An answer that pastes a log of 5,000 words is dropped at 2,000. Code counts as words, too.
+    """
+    limit, longest = params["max_answer_words"], _longest_answer(row)
+    if limit is None or longest is None:
+        return None
+    return "long_answer" if longest > limit else None
+
+
+def _longest_answer(row: Row) -> int | None:
+    return max((len(answer.split()) for answer in answers_of(row)), default=None)
+
+
+def low_score(row: Row, params: Params) -> str | None:
+    """Drop a record that its site's readers score below `min_score`; null keeps all.
+
+    At 1 an answer with -2 or 0 votes is dropped. What was never scored is kept.
+    """
+    score, least = row["score"], params["min_score"]
+    if score is None or least is None:
+        return None
+    return None if score >= least else "low_score"
+
+
+def phrase(row: Row, params: Params) -> str | None:
+    """Drop a record with one of the recipe's phrases in an answer; there are none by default.
+
+    With `drop_phrase_lists: [self-reference]`, "As an AI, I ..." is dropped as `phrase:as an ai`,
+    so that the counts are by phrase; in a question, or as "has an air", the words are no reason.
+    """
+    for answer in answers_of(row) if params["phrases"] else ():
+        found = find_phrase(answer, params["phrases"])
+        if found:
+            return f"phrase:{found}"
+    return None
 
 
 def short_completion(row: Row, params: Params) -> str | None:
@@ -138,6 +230,11 @@ FILTERS: tuple[Filter, ...] = (
     long_line,
     long_lines,
     few_letters,
+    encoded,
     generated,
     does_not_parse,
+    short_answer,
+    long_answer,
+    low_score,
+    phrase,
 )
