@@ -47,7 +47,7 @@ def leaf_names(names: Iterable[str]) -> list[str]:
 def describe_targets(found: dict[str, list[str]]) -> list[str]:
     """Return one line a pattern: how many layers it matches, and which, numbers as a range."""
     return [
-        f"{pattern} -> {len(names)} layers: {', '.join(_with_ranges(names))}"
+        f"{pattern} -> {len(names)} layer{'s' * (len(names) > 1)}: {', '.join(_with_ranges(names))}"
         for pattern, names in found.items()
     ]
 

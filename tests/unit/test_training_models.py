@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPTBigCodeConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.errors import RecipeError, StoreError, TrainingError
 from pipelines.training.models import (
@@ -14,7 +14,6 @@ from pipelines.training.models import (
     load_trained,
     save_trained,
 )
-from pipelines.training.targets import resolve_targets
 from tests.assets.training_runs import make_recipe, write_tokenizer
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn", "c_proj", "c_fc"]}
@@ -133,20 +132,6 @@ def test_a_target_that_matches_no_layer_is_refused_with_what_there_is(base, toke
     )
 
 
-def test_the_adapter_of_starcoderbase_1b_has_the_published_size():
-    from peft import LoraConfig, get_peft_model
-
-    shape = {"n_layer": 24, "n_head": 16, "n_embd": 2048, "n_inner": 8192, "n_positions": 8192}
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(GPTBigCodeConfig(vocab_size=49152, **shape))
-        targets = ("c_attn", "c_proj", "c_fc")
-        found = {name: len(layers) for name, layers in resolve_targets(model, targets).items()}
-        assert found == {"c_attn": 24, "c_proj": 48, "c_fc": 24}
-        model = get_peft_model(model, LoraConfig(r=8, target_modules=list(targets)))
-
-    assert count_parameters(model)[1] == 5_554_176
-
-
 def test_a_foreign_tokenizer_is_refused(base, tokenizer, tmp_path):
     text = (tokenizer / "tokenizer.json").read_text().replace('"filler', '"other')
     for name in ("tokenizer_config.json", "tokenizer.json"):
@@ -248,3 +233,47 @@ def test_damaged_weights_of_the_right_size_are_an_error_of_one_line(tmp_path, to
         load_trained(tmp_path / "model")
 
     assert "\n" not in str(error.value)
+
+
+def test_dropout_is_off_unless_the_recipe_says_otherwise(base, tokenizer):
+    def rates(dropout):
+        config = build_model(
+            make_recipe(
+                model={"model_name_or_path": str(base), "dtype": "float32", "dropout": dropout}
+            ),
+            tokenizer,
+        ).config
+        return config.attn_pdrop, config.embd_pdrop, config.resid_pdrop
+
+    assert rates(0.0) == (0, 0, 0)
+    assert rates(0.05) == (0.05, 0.05, 0.05)
+    assert rates(None) == (0.1, 0, 0)  # as the base's config.json has them
+
+
+@pytest.mark.parametrize("kind", ["use_rslora", "use_dora"])
+def test_rslora_and_dora_merge_to_the_same_logits(base, chat_tokenizer, tmp_path, kind):
+    model = build_model(from_base(base, LORA | {kind: True}), chat_tokenizer).eval()
+    plain = count_parameters(build_model(from_base(base, LORA), chat_tokenizer))[1]
+    magnitudes = 2 * (64 + 32 + 128 + 32)  # one number an output, in two layers
+    assert count_parameters(model)[1] == plain + (magnitudes if kind == "use_dora" else 0)
+    layer = model.base_model.model.transformer.h[0].attn.c_attn
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.05)
+        expected = model(input_ids=torch.tensor([[5, 6, 7, 399]])).logits
+
+    save_trained(model, tmp_path / "model", chat_tokenizer, "float32")
+
+    with torch.no_grad():
+        merged = load_trained(tmp_path / "model")(input_ids=torch.tensor([[5, 6, 7, 399]])).logits
+    assert torch.allclose(merged, expected, atol=1e-5)
+    assert layer.scaling["default"] == (8 / 4**0.5 if kind == "use_rslora" else 8 / 4)
+
+
+def test_what_is_trained_is_float32_over_a_base_in_bfloat16(base, chat_tokenizer):
+    recipe = make_recipe(model={"model_name_or_path": str(base), "dtype": "bfloat16"}, adapter=LORA)
+    model = build_model(recipe, chat_tokenizer)
+
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
