@@ -48,6 +48,15 @@ _OPENING = (
 )
 _LINE_START, _FIRST_LINE_START = re.compile(rf"\n{_OPENING}"), re.compile(_OPENING)
 _LATER_LINE_START = re.compile(r"\n[\x01#>+*=|:~\[0-9\n-]")
+# What can begin an emphasis has no blank behind it, what can end one has none before it.
+_PAIRS = {
+    mark: (
+        re.compile(rf"{RISKY}{re.escape(mark)}(?!{RISKY}{re.escape(mark)}|\s|\Z)"),
+        re.compile(rf"(?<=[^\s{mark[0]}]){RISKY}{re.escape(mark)}"),
+    )
+    for mark in ("*", "_", "~~")
+}
+_PAIRS["`"] = (re.compile("`"), re.compile("`"))  # code spans begin and end anywhere
 _RISKY_MARK = re.compile(rf"{RISKY}(?![\[\]])")
 _ODD_LABEL = re.compile(r"[\x00-\x1f\\*_`~<&$\[\]]")
 _BRACKETS = re.compile(r"[\\\x01].|[\[\]]", re.DOTALL)
@@ -125,13 +134,14 @@ def _escape_bracket(match: re.Match[str]) -> str:
 
 
 def settle_escapes(block: str) -> str:
-    """Escape the risky marks of a finished block that could pair; leave a lone one as it is."""
-    for mark in ("*", "_", "`", "~~"):
+    """Escape the risky marks of a finished block that could pair; leave the others as they are."""
+    for mark, (opening, closing) in _PAIRS.items():
         risky = RISKY + mark
         count = block.count(risky)
         if count:
-            alone = count == 1 and (mark == "_" or block.count(mark) == 1)
-            block = block.replace(risky, mark if alone else f"\\{mark}")
+            pairs = count > 1 and opening.search(block) and closing.search(block)
+            pairs = pairs or (mark != "_" and block.count(mark) > count)
+            block = block.replace(risky, f"\\{mark}" if pairs else mark)
     return block.replace(RISKY, "\\")  # brackets, which are not to be taken for math before
 
 

@@ -199,6 +199,10 @@ CASES = {
         "<p>*a* __init__ `x` ~~y~~ [a](b) &lt;div&gt; &amp;lt; \\* Map&lt;K, V&gt;</p>",
         "\\*a\\* \\_\\_init\\_\\_ \\`x\\` \\~~y\\~~ [a\\](b) \\<div> \\&lt; \\\\\\* Map<K, V>",
     ),
+    "marks that cannot pair": (
+        "<p>*.vkey and *.skey</p><p>a* b*</p><p>_x _y</p><p>`</p>",
+        "*.vkey and *.skey\n\na* b*\n\n_x _y\n\n`",
+    ),
     "a mark without a partner": (
         "<p>a* b</p><p>_x</p><p>it`s</p><p>*<b>x</b></p>",
         "a* b\n\n_x\n\nit`s\n\n\\***x**",
