@@ -8,7 +8,7 @@ judged message by message.
 import functools
 import importlib
 import os
-import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pipelines.curate.fences import fenced_blocks
+from pipelines.curate.prose import strip_code
 from pipelines.curate.rows import (
     Fault,
     add_meta,
@@ -26,6 +28,7 @@ from pipelines.curate.rows import (
 )
 from pipelines.engine import Built, Input, Job, Outcome, Params, Work
 from pipelines.errors import PreflightError
+from pipelines.language_codes import scripts_of
 from pipelines.manifest import sha256_file
 from pipelines.plan import data_root
 from pipelines.recipe import Recipe
@@ -37,27 +40,24 @@ MODEL_FILE = "lid.176.ftz"
 MODEL_URL = f"https://dl.fbaipublicfiles.com/fasttext/supervised-models/{MODEL_FILE}"
 MODEL_SHA256 = "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83"
 
-# A guess costs time with length and gains nothing beyond this.
-PROSE_CHARS = 1000
-READ_CHARS = 8000
-MIN_LETTERS = 20
-
-FENCED = re.compile(r"(```|~~~).*?(?:\1|\Z)", re.DOTALL)
-INLINE = re.compile(r"(?<!`)(`{1,2})(?!`)[^`\n]+\1(?!`)")
-DOCTEST = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: .*)?$", re.MULTILINE)
-# numpydoc's section titles and "name : type" lines halve the scores of English docstrings.
-SECTION = re.compile(r"^[ \t]*\S[^\n]*\n[ \t]*(?:-{3,}|={3,})[ \t]*$", re.MULTILINE)
-PARAMETER = re.compile(r"^[ \t]*[*\w]+(?:, ?[*\w]+)* :.*$", re.MULTILINE)
+# How much of a short text has to be in a script that no wanted language is written in.
+FOREIGN_LETTERS = 4
+FOREIGN_SHARE = 0.5
 
 
 def params(recipe: Recipe) -> dict[str, Any]:
-    """Return the wanted languages and the least score of a guess."""
+    """Return the wanted languages and from when on a guess counts."""
     curation = recipe.curation
-    return {"languages": list(curation.languages), "threshold": curation.language_threshold}
+    return {
+        "languages": list(curation.languages),
+        "threshold": curation.language_threshold,
+        "margin": curation.language_margin,
+        "min_letters": curation.language_min_letters,
+    }
 
 
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
-    """Filter every shard; the report counts guesses, exempt records and cut messages."""
+    """Filter every shard; the report counts guesses, exempt records, cut messages and code tags."""
     given = {**params(recipe), "path": str(find_model()) if recipe.curation.languages else ""}
     upstream = inputs["collect"]
     jobs = [Job(shard.file, (path,)) for shard, path in upstream.paths()]
@@ -66,6 +66,7 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
         "languages": Counter(),
         "exempt": Counter(),
         "cut": Counter(),
+        "code_languages": Counter(),
     }
     for shard in made:
         for name, total in totals.items():
@@ -80,10 +81,14 @@ class _Shard:
 
     languages: Sequence[str]
     threshold: float
+    margin: float
+    min_letters: int
     model: Path
+    scripts: frozenset[str]
     found: Counter[str] = field(default_factory=Counter)
     exempt: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
+    code_languages: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +103,44 @@ class _Guess:
 def filter_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Keep the rows whose prose is in `languages` with a score of at least `threshold`.
 
-    A dialogue is judged message by message and ends before the first that is not.
+    A dialogue is judged message by message and ends before the first that is not. Kept rows with
+    fenced code get the languages of its tags as `code_languages` in their meta.
     """
-    shard = _Shard(params["languages"], params["threshold"], Path(params["path"]))
-    outcome = filter_rows(inputs[0], output, lambda row: _decide(row, shard))
-    extra = {"languages": shard.found, "exempt": shard.exempt, "cut": shard.cut}
+    languages = params["languages"]
+    shard = _Shard(
+        languages,
+        params["threshold"],
+        params["margin"],
+        params["min_letters"],
+        Path(params["path"]),
+        frozenset().union(*map(scripts_of, languages)),
+    )
+    outcome = filter_rows(inputs[0], output, lambda row: _judge(row, shard))
+    extra = {
+        "languages": shard.found,
+        "exempt": shard.exempt,
+        "cut": shard.cut,
+        "code_languages": shard.code_languages,
+    }
     counted = {name: dict(count) for name, count in extra.items()}
     return replace(outcome, extra={**outcome.extra, **counted})
+
+
+def _judge(row: Row, shard: _Shard) -> Fault | None:
+    fault = _decide(row, shard)
+    if fault is None:
+        _tag(row, shard)
+    return fault
+
+
+def _tag(row: Row, shard: _Shard) -> None:
+    """Note the languages that a record's fenced code blocks are tagged with, in order."""
+    texts = [row["prompt"], row["completion"], *(m["content"] for m in row["messages"] or ())]
+    tags = [block.language for text in texts if text for block in fenced_blocks(text)]
+    languages = list(dict.fromkeys(filter(None, tags)))
+    if languages:
+        add_meta(row, code_languages=languages)
+        shard.code_languages.update(languages)
 
 
 def _decide(row: Row, shard: _Shard) -> Fault | None:
@@ -172,44 +208,64 @@ def _end_before(
 
 
 def _guess(prose: str, shard: _Shard) -> _Guess | None:
-    """Return the language of prose, or None where it is too short to tell."""
-    if _is_short(prose):
-        return None
-    language, score = identify(prose, shard.model)
-    shard.found[language] += 1
-    detail = f"{language} {score:.2f}: {prose}"
-    if score < shard.threshold:
-        return _Guess(language, round(score, 3), ("language_uncertain", detail))
-    if language not in shard.languages:
-        return _Guess(language, round(score, 3), (f"language:{language}", detail))
-    return _Guess(language, round(score, 3), None)
+    """Return the language of prose, or None where it is too short to tell.
 
-
-def strip_code(text: str) -> str:
-    r"""Return the start of a text's prose on one line, without code.
-
-    >>> strip_code("Call `f(x)` like\n>>> f(1)\nthis.")
-    'Call like this.'
+    Of a short text only the script is judged: most short docstrings are names and verbs, and a
+    guess at them a coin flip, but "Спасибо!" is not English.
     """
-    text = text[:READ_CHARS]
-    for code in (FENCED, DOCTEST, INLINE):
-        text = code.sub(" ", text)
-    if SECTION.search(text):
-        text = PARAMETER.sub(" ", SECTION.sub(" ", text))
-    return " ".join(text.split())[:PROSE_CHARS]
+    if sum(map(str.isalpha, prose)) < shard.min_letters:
+        script = foreign_script(prose, shard.scripts)
+        if script is None:
+            return None
+        return _Guess(script, 1.0, (f"script:{script}", f"{script}: {prose}"))
+    ranked = rank(prose, shard.model, 2 if shard.margin else 1)
+    language, score = ranked[0]
+    shard.found[language] += 1
+    rival = max((other for name, other in ranked[1:] if name not in shard.languages), default=0.0)
+    detail = f"{language} {score:.2f}: {prose}"
+    fault = None
+    if score < shard.threshold or score - rival < shard.margin:
+        fault = ("language_uncertain", detail)
+    elif language not in shard.languages:
+        fault = (f"language:{language}", detail)
+    return _Guess(language, round(score, 3), fault)
 
 
-def _is_short(prose: str) -> bool:
-    """Say whether a guess would be a coin flip: most short docstrings are names and verbs."""
-    return sum(map(str.isalpha, prose)) < MIN_LETTERS
+def foreign_script(prose: str, scripts: frozenset[str]) -> str | None:
+    """Return the script of most letters of a text, lower case, where it is none of the given.
+
+    Single letters in between, as the Greek ones of mathematics, do not count.
+
+    >>> foreign_script("Спасибо!", frozenset({"LATIN"}))
+    'cyrillic'
+    >>> foreign_script("the angle φ", frozenset({"LATIN"})) is None
+    True
+    """
+    if prose.isascii():
+        return None  # names and commands, in texts of any language
+    found = Counter(
+        unicodedata.name(letter, "?").split(maxsplit=1)[0] for letter in filter(str.isalpha, prose)
+    )
+    foreign = {script: count for script, count in found.items() if script not in scripts}
+    if not foreign or sum(foreign.values()) < max(FOREIGN_LETTERS, FOREIGN_SHARE * found.total()):
+        return None
+    return max(foreign, key=lambda script: (foreign[script], script)).lower()
 
 
 def identify(prose: str, model: Path) -> tuple[str, float]:
     """Return the most likely ISO 639 code of a text, and the model's probability for it."""
+    return rank(prose, model, 1)[0]
+
+
+def rank(prose: str, model: Path, count: int) -> list[tuple[str, float]]:
+    """Return the `count` most likely ISO 639 codes of a text with their probabilities, best first.
+
+    One text a call: the model's call for many is no faster, it predicts line by line as well.
+    """
     # The model reads one line; the wrapper's own predict() raises with NumPy 2.
     line = " ".join(prose.split()) + "\n"
-    [(score, label)] = load_model(model).predict(line, 1, 0.0, "strict")
-    return label.removeprefix("__label__"), min(score, 1.0)
+    found = load_model(model).predict(line, count, 0.0, "strict")
+    return [(label.removeprefix("__label__"), min(score, 1.0)) for score, label in found]
 
 
 @functools.cache

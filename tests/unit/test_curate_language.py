@@ -8,7 +8,8 @@ from importlib import metadata
 import pytest
 
 from pipelines.curate import language
-from pipelines.curate.language import find_model, identify, strip_code
+from pipelines.curate.language import find_model, identify
+from pipelines.curate.prose import strip_code
 from pipelines.errors import PreflightError
 from pipelines.manifest import Counts
 from tests.assets.curation import curation_recipe, record, rows_of, run_stage
@@ -82,6 +83,7 @@ def test_without_languages_everything_is_kept_and_no_model_is_needed(tmp_path, m
     assert sorted(kept) == ["b", "german"]
     assert manifest.report == {
         "languages": {}, "exempt": {"any_language": 2}, "cut": {}, "samples": {},
+        "code_languages": {},
         "sources": {"s": {"rows_in": 2, "rows_out": 2, "dropped": {}}},
     }  # fmt: skip
 
@@ -99,6 +101,11 @@ def test_without_languages_everything_is_kept_and_no_model_is_needed(tmp_path, m
         ),
         ("Remarque : sans section, la ligne reste.", "Remarque : sans section, la ligne reste."),
         ("`" * 5000, "``"),
+        ("<|user|>\n**Hello** <b>world</b>, a < b", "Hello world , a < b"),
+        ("### Human: Hi\nAssistant: Yes, so it is: `x`", "Hi Yes, so it is:"),
+        ("See [the docs](https://h.org/x) or https://h.org/y?z=1 now", "See the docs or now"),
+        ("Do:\nlet x = 1;\nif (x) {\n  f(x);\n}\nand so on", "Do: and so on"),
+        ("One line; and\nanother one;\nend", "One line; and another one; end"),
         ("word " * 1000, ("word " * 200)[:1000]),
     ],
 )
@@ -163,7 +170,7 @@ def test_english_is_told_from_27_languages_on_real_sentences(real_data):
     for path in files:
         for line in path.read_text(encoding="utf-8").split("\n"):
             prose = strip_code(line)
-            if sum(map(str.isalpha, prose)) < language.MIN_LETTERS:
+            if sum(map(str.isalpha, prose)) < 20:
                 continue
             guess, score = identify(prose, model)
             english = guess == "en" and score >= 0.5
@@ -206,3 +213,108 @@ def test_a_dialogue_ends_before_its_first_message_in_another_language(tmp_path):
     assert manifest.report["cut"] == {"language:de": 2}
     assert manifest.report["exempt"] == {"short": 1}
     assert manifest.counts == Counts(rows_in=5, rows_out=2, used=2, dropped={"language:de": 3})
+
+
+def test_a_guess_needs_the_margin_over_other_languages_but_not_over_wanted_ones(tmp_path):
+    mixed = pair("mixed", f"{ENGLISH} {GERMAN[:30]}")
+    low = {"language_threshold": 0.3}
+
+    plain, _ = filtered(tmp_path / "a", mixed, **low)
+    strict, manifest = filtered(tmp_path / "b", mixed, **low, language_margin=0.2)
+    both, _ = filtered(tmp_path / "c", mixed, **low, language_margin=0.2, languages=["en", "de-AT"])
+
+    assert list(plain) == list(both) == ["mixed"]
+    assert list(strict) == []
+    assert manifest.counts.dropped == {"language_uncertain": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "languages", "reason"),
+    [
+        ("Спасибо!", ["en"], "script:cyrillic"),
+        ("谢谢你们。", ["en"], "script:cjk"),
+        ("Спасибо!", ["en", "uk-UA"], None),
+        ("谢谢你们。", ["zh-CN"], None),
+        ("λ(x) + φ", ["en"], None),
+        ("Merci!", ["en"], None),
+        ("Fit X.", ["uk"], None),
+        ("!?", ["en"], None),
+    ],
+)
+def test_of_very_short_texts_only_the_script_is_judged(tmp_path, text, languages, reason):
+    _, manifest = filtered(tmp_path, pair("short", text), languages=languages)
+
+    assert manifest.counts.dropped == ({reason: 1} if reason else {})
+    assert manifest.report["exempt"] == ({} if reason else {"short": 1})
+
+
+def test_how_short_is_very_short_is_said_in_the_recipe(tmp_path):
+    kept, _ = filtered(tmp_path, pair("unsure", UNSURE), language_min_letters=60)
+
+    assert list(kept) == ["unsure"]
+
+
+def test_kept_records_carry_the_languages_of_their_fenced_code(tmp_path):
+    code = "```py\nx = 1\n```\nand\n~~~ JavaScript\nlet x\n~~~\nor\n```\n?\n```\n```python\ny\n```"
+    rows = [
+        pair("asked", f"{ENGLISH}\n{code}"),
+        dialogue("talk", ENGLISH, f"{ENGLISH}\n```c++ title=x\nint x;\n```"),
+        pair("plain", f"{ENGLISH} ```not a block```"),
+    ]
+
+    kept, manifest = filtered(tmp_path, *rows)
+
+    assert json.loads(kept["asked"]["meta"])["code_languages"] == ["python", "javascript"]
+    assert json.loads(kept["talk"]["meta"])["code_languages"] == ["cpp"]
+    assert "code_languages" not in json.loads(kept["plain"]["meta"])
+    assert manifest.report["code_languages"] == {"cpp": 1, "javascript": 1, "python": 1}
+
+
+def test_rows_are_counted_by_source(tmp_path):
+    rows = [pair("a", ENGLISH), {**pair("b", GERMAN), "source": "t"}, pair("c", GERMAN)]
+
+    _, manifest = filtered(tmp_path, *rows)
+
+    assert manifest.report["sources"] == {
+        "s": {"rows_in": 2, "rows_out": 1, "dropped": {"language:de": 1}},
+        "t": {"rows_in": 1, "rows_out": 0, "dropped": {"language:de": 1}},
+    }
+
+
+def messages_of(tree):
+    yield tree["text"]
+    for reply in tree["replies"]:
+        yield from messages_of(reply)
+
+
+def test_english_dialogues_with_code_are_told_from_sentences_around_code(real_data):
+    """The bars of the language filter: P >= .99 and R >= .98 at the default threshold."""
+    model, threshold = find_model(), curation_recipe().curation.language_threshold
+    trees = (real_data / "oasst_en100_trees" / "en_100_tree.jsonl").read_text(encoding="utf-8")
+    english = [
+        text
+        for line in trees.split("\n")
+        if line.strip()
+        for text in messages_of(json.loads(line)["prompt"])
+    ]
+    code = "\n```python\nfor value in values:\n    print(value, end='')\n```\n"
+    files = (real_data / "lingua_sentences").glob("??.txt")
+    others = [
+        f"<|user|>\n{line}{code}"
+        for path in files
+        if path.stem not in {"en", "ca"}
+        for line in path.read_text(encoding="utf-8").split("\n")
+    ]
+
+    def count_english(texts):
+        prose = [strip_code(text) for text in texts]
+        judged = [text for text in prose if sum(map(str.isalpha, text)) >= 20]
+        guesses = [identify(text, model) for text in judged]
+        return sum(g == "en" and s >= threshold for g, s in guesses), len(judged)
+
+    right, judged = count_english(english)
+    wrong, negatives = count_english(others)
+
+    assert (judged, negatives) > (1000, 7000)
+    assert right / (right + wrong) >= 0.99
+    assert right / judged >= 0.98
