@@ -60,12 +60,10 @@ class Inline:
 class Blocks:
     """Collects inline text into blocks and blocks into a Markdown document."""
 
-    # The state at the start; most documents never change most of it.
-    gap = first = rest = heading = ""
-    blank = "\n\n"
-    floor = 0
-    risky = special = cells = False
-    last_list = (-1, "")
+    __slots__ = (
+        "blank", "cells", "first", "floor", "gap", "heading", "inline", "last_list", "out",
+        "parts", "rest", "risky", "skipped", "special", "stack",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.out: list[str] = []
@@ -73,6 +71,11 @@ class Blocks:
         self.inline: list[Inline] = []
         self.stack: list[Container] = []
         self.skipped: dict[str, int] = {}
+        self.gap = self.first = self.rest = self.heading = ""
+        self.blank = "\n\n"
+        self.floor = 0
+        self.risky = self.special = self.cells = False
+        self.last_list = (-1, "")
 
     # -- blocks
 
@@ -145,12 +148,13 @@ class Blocks:
         if self.skipped.get(name):
             self.skipped[name] -= 1
             return False
-        for at in range(len(self.stack) - 1, self.floor - 1, -1):
-            if self.stack[at].name == name:
-                break
-            if self.stack[at].name in barriers:
+        stack = self.stack
+        at = len(stack) - 1
+        while at >= self.floor and stack[at].name != name:
+            if stack[at].name in barriers:
                 return False
-        else:
+            at -= 1
+        if at < self.floor:
             return False
         self.close_down_to(at)
         return True

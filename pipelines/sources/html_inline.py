@@ -18,7 +18,8 @@ _KINDS = {
 }  # fmt: skip
 # Nearly every link of a post; what the address needs to be quoted for is not in it.
 _SIMPLE_LINK = re.compile(
-    r' href="([^"\\<>()&\x00-\x20\x7f]++)"(?: class="[^"]*+")?(?: rel="[^"]*+")?'
+    r' href="([^"\\<>()&\x00-\x20\x7f]++)"(?: class="[^"]*+")?'
+    r'(?: title="([^"\\&\x00-\x1f]*+)")?(?: rel="[^"]*+")?'
 )
 _SIMPLE_IMAGE = re.compile(
     r' src="([^"\\<>()&:\x00-\x20\x7f]*+(?:(?<!data):[^"\\<>()&\x00-\x20\x7f]*+)?)"'
@@ -64,6 +65,8 @@ def _start_link(walker: Walker, i: int) -> int:
     simple = _SIMPLE_LINK.fullmatch(walker.rests[i])
     if simple:
         target = url = simple[1]
+        if simple[2]:
+            target = f'{url} "{simple[2]}"'
     else:
         given = attributes(walker.rests[i])
         url = given.get("href", "")
@@ -154,7 +157,7 @@ def _pre(walker: Walker, i: int) -> int:
     names, rests = walker.names, walker.rests
     given, closed = rests[i], True
     inner = rests[i + 1] if names[i + 1] == "code" else ""
-    if inner[:1] == ">" and names[i + 2] == "/pre" and not (walker.raw(i) or walker.raw(i + 1)):
+    if inner[:1] == ">" and names[i + 2] == "/pre" and not walker.raw(i) + walker.raw(i + 1):
         code = inner[1:-6]
         if "&" in code:
             code = unescape(code)

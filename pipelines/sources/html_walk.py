@@ -50,13 +50,16 @@ class Walker(Blocks):
     `tokens` are text, name and attributes in turn, `texts` the same texts ready for Markdown.
     """
 
-    hint = hint_all = ""
-    hinted = False
-    grid: object = None
+    __slots__ = (
+        "grid", "handlers", "hint", "hint_all", "hinted", "names", "rests", "texts", "tokens",
+    )  # fmt: skip
 
     def __init__(self, tokens: list[str], texts: list[str], handlers: dict[str, Handler]) -> None:
         super().__init__()
         self.tokens, self.texts, self.handlers = tokens, texts, handlers
+        self.hint = self.hint_all = ""
+        self.hinted = False
+        self.grid: object = None
         self.names, self.rests = tokens[1::3], tokens[2::3]
         self.names += _END  # handlers look up to two tags ahead
 
