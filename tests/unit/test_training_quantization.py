@@ -53,7 +53,8 @@ def without_bitsandbytes(monkeypatch):
             GPU,
             (
                 "model.quantization_config needs bitsandbytes, which is not installed; install "
-                "'starloom[bitsandbytes]', or leave quantization_config out and train LoRA in bfloat16"
+                "'starloom[bitsandbytes]', or leave quantization_config out and train LoRA in "
+                "bfloat16"
             ),
         ),
     ],

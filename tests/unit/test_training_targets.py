@@ -66,8 +66,8 @@ def test_what_a_pattern_matches_is_said_in_one_line_each():
             "starcoder2",
             ["q_proj", "gate_proj", "down_proj"],
             (
-                "'gate_proj' matches no layer, did you mean 'v_proj'?; 'down_proj' matches no layer, "
-                "did you mean 'o_proj'? "
+                "'gate_proj' matches no layer, did you mean 'v_proj'?; 'down_proj' matches no "
+                "layer, did you mean 'o_proj'? "
                 "(this starcoder2 has: c_fc, c_proj, k_proj, o_proj, q_proj, v_proj)"
             ),
         ),
