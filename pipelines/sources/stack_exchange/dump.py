@@ -11,7 +11,7 @@ from pipelines.sources.stack_exchange.rows import Line, PlainRows, read_chunk
 
 BOM = b"\xef\xbb\xbf"
 HEAD_BYTES = 1 << 16
-CHUNK_BYTES = 1 << 20  # small enough for the caches of a core
+CHUNK_BYTES = 2 << 20  # small enough for the caches of a core
 MAX_ROW_BYTES = 1 << 25
 DECLARATION = re.compile(rb"\s*<\?xml\b[^>]*\?>")
 COMMENT = re.compile(rb"\s*<!--.*?-->", re.DOTALL)

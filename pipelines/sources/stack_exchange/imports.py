@@ -14,6 +14,7 @@ from pipelines.sources.raw import Raw
 from pipelines.sources.stack_exchange.dump import Chunk, Extent, find_extent, read_range
 from pipelines.sources.stack_exchange.joins import piece_number
 from pipelines.sources.stack_exchange.located import TABLES, Located
+from pipelines.sources.stack_exchange.memory import frugal_memory
 from pipelines.sources.stack_exchange.names import write_names
 from pipelines.sources.stack_exchange.parsing import COLUMNS, SCORE_LIMIT, parse_post, parse_posts
 from pipelines.sources.stack_exchange.partitions import PartitionWriter, count_partitions
@@ -125,6 +126,7 @@ def _import_names(
     return work.path / report.shard.file, report.extra
 
 
+@frugal_memory()
 def parse_range(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Write the posts of one range of Posts.xml into partitions; rows count posts of any type.
 
@@ -198,6 +200,7 @@ def import_pages(source_id: str, raw: Raw, work: Work) -> Imported:
     return Imported(paths, report.counts.used, partitions, None, unread, report.rejects)
 
 
+@frugal_memory()
 def parse_pages(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Write the posts in pages of the API into partitions; rows count posts."""
     from pipelines.sources.stack_exchange.api_items import read_posts

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from pipelines.engine import Outcome, Params
 from pipelines.manifest import Counts
 from pipelines.records import RECORD_SCHEMA, Row
+from pipelines.sources.stack_exchange.memory import frugal_memory
 from pipelines.sources.stack_exchange.names import Names
 from pipelines.sources.stack_exchange.partitions import question_ids, read_partition
 from pipelines.sources.stack_exchange.posts import QUESTION
@@ -37,6 +38,7 @@ def piece_number(output: Path) -> int:
     return int(PIECE.findall(output.name)[-1])
 
 
+@frugal_memory()
 def join_partition(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Write the records of one partition of posts; rows count posts, ordered by question id.
 
