@@ -209,7 +209,7 @@ class Blocks:
         inside = parts[entry.at :]
         del parts[entry.at :]
         content = inside[0] if len(inside) == 1 else "".join(inside)
-        if entry.target and any(p[0] != "!" and ("[" in p or "]" in p) for p in inside if p):
+        if entry.target and ("[" in content or "]" in content) and not _is_image(content):
             content = escape_brackets(inside)
             self.risky = self.special = True
         text = content.strip(_BLANK)
@@ -276,6 +276,11 @@ class Blocks:
         if parts and parts[-1][-1:] == "!":
             parts[-1] = f"{parts[-1][:-1]}\\!"
         parts.append(text)
+
+
+def _is_image(text: str) -> bool:
+    """Return whether the text of a link is one image, whose brackets are settled."""
+    return text[:2] == "![" and text[-1] == ")" and text.count("](") == 1 and "\\](" not in text
 
 
 def heading_line(mark: str, text: str) -> str:

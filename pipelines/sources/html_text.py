@@ -139,8 +139,8 @@ def settle_escapes(block: str) -> str:
         risky = RISKY + mark
         count = block.count(risky)
         if count:
-            pairs = count > 1 and opening.search(block) and closing.search(block)
-            pairs = pairs or (mark != "_" and block.count(mark) > count)
+            ours = mark != "_" and block.count(mark) > count
+            pairs = ours or (count > 1 and opening.search(block) and closing.search(block))
             block = block.replace(risky, f"\\{mark}" if pairs else mark)
     return block.replace(RISKY, "\\")  # brackets, which are not to be taken for math before
 
