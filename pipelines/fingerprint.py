@@ -18,6 +18,7 @@ FRAME = frozenset(
     {
         "pipelines.engine",
         "pipelines.errors",
+        "pipelines.fim_settings",
         "pipelines.fingerprint",
         "pipelines.manifest",
         "pipelines.model_settings",

@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RecipeError, did_you_mean
+from pipelines.fim_settings import Fim
 from pipelines.language_codes import language_label
 from pipelines.model_settings import Model
 from pipelines.overrides import apply_data, apply_smoke, load_yaml, resolve_folders, set_dotted
@@ -122,14 +123,6 @@ class Split(Section):
     test: Fraction = 0.05
     seed: int = 42
     keep_predefined: bool = True
-
-
-class Fim(Section):
-    """Fill-in-the-middle on `text` records: share permuted, and share of those in SPM order."""
-
-    fim_rate: Fraction = 0.0
-    fim_spm_rate: Fraction = 0.5
-    seed: int = 42
 
 
 class Tokenization(Section):

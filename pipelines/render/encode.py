@@ -21,13 +21,23 @@ from tokenizers import Tokenizer
 
 from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Work
 from pipelines.errors import TemplateError
+from pipelines.fim_settings import Fim
 from pipelines.manifest import Counts
 from pipelines.recipe import Recipe
 from pipelines.records import Row
 from pipelines.render.drops import Drops
+from pipelines.render.fim import is_permuted
 from pipelines.render.piece_columns import Tokens, control_names, encode_column
 from pipelines.render.pieces import IGNORE_INDEX, Piece, read_pieces
-from pipelines.render.text_encoder import TextEncoder, choose_fast, open_encoder
+from pipelines.render.splits import is_extra
+from pipelines.render.text_encoder import (
+    SAMPLED_ROWS,
+    SAMPLED_SHARDS,
+    TextEncoder,
+    choose_fast,
+    open_encoder,
+)
+from pipelines.render.token_fim import TokenRules, choose_token_rules, permute_rows
 from pipelines.render.truncation import choose_windows, count_turns, window_pieces
 
 DEPENDS = ("tokenizers", "pyarrow")
@@ -45,8 +55,6 @@ EXAMPLE_SCHEMA = pa.schema(
 )
 
 ROWS_PER_BATCH = 512
-# What is encoded twice to prove the fast encoder.
-SAMPLED_SHARDS, SAMPLED_ROWS = 8, 64
 
 T = TypeVar("T")
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -68,6 +76,7 @@ class _Shard:
     params: Params
     tokenizer: Tokenizer
     encoder: TextEncoder
+    token_rules: TokenRules | None
     controls: dict[str, int] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     drops: Drops = field(default_factory=Drops)
@@ -155,8 +164,13 @@ def in_batches(rows: Iterable[T], characters: Callable[[T], int]) -> Iterator[li
 
 def params(recipe: Recipe) -> dict[str, Any]:
     """Return what the token ids depend on beyond the pieces and the tokenizer."""
-    settings = recipe.tokenization
-    return {"block_size": settings.block_size, "truncation": settings.truncation}
+    settings, fim = recipe.tokenization, recipe.fim
+    between_tokens = fim.level == "token" and is_permuted(fim)
+    return {
+        "block_size": settings.block_size,
+        "truncation": settings.truncation,
+        "token_fim": fim.model_dump() if between_tokens else None,
+    }
 
 
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
@@ -167,15 +181,18 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     arguments = {**params(recipe), "tokenizer": str(folder), "fast": fast}
     jobs = [Job(shard.file, (path,), shard.split) for shard, path in paths]
     shards = work.map(encode_shard, jobs, arguments)
-    dropped = sum((report.counts for report in shards), Counts()).dropped
+    counts = sum((r.counts for r in shards if not is_extra(r.shard.split)), Counts())
     formatted = {name: inputs["format"].report[name] for name in ("splits", "dropped")}
-    report = {"sources": _by_source(shards), "dropped": dropped, "format": formatted}
-    return Built(shards, {**report, "shortened": _sum_shortened(shards)})
+    report = {"sources": _by_source(shards), "dropped": counts.dropped, "format": formatted}
+    return Built(shards, {**report, "shortened": _sum_shortened(shards)}, counts)
 
 
 def encode_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Encode one Parquet shard of pieces into one of examples."""
-    shard = _Shard(params, *open_tokenizer(Path(params["tokenizer"]), fast=params["fast"]))
+    tokenizer, encoder = open_tokenizer(Path(params["tokenizer"]), fast=params["fast"])
+    settings = Fim(**params["token_fim"]) if params["token_fim"] else None
+    rules = choose_token_rules(tokenizer, settings) if settings else None
+    shard = _Shard(params, tokenizer, encoder, rules)
     with (
         pq.ParquetFile(inputs[0], page_checksum_verification=True) as file,
         pq.ParquetWriter(
@@ -227,6 +244,10 @@ def _encode_batch(batch: pa.RecordBatch, shard: _Shard) -> pa.Table:
     new = [name for name in control_names(pieces) if name not in shard.controls]
     shard.controls |= control_ids(shard.tokenizer, new)
     tokens = encode_column(pieces, shard.encoder, shard.controls)
+    if batch["cuts"].null_count < batch.num_rows:
+        assert shard.token_rules, "only the recipe's own settings cut between tokens"
+        orders, cuts = batch["fim"].to_pylist(), batch["cuts"].to_pylist()
+        tokens = permute_rows(tokens, orders, cuts, shard.token_rules)
     kept = (tokens.lengths <= shard.params["block_size"]) & (tokens.predicted > 0)
     short: list[tuple[int, Row]] = []
     for number in np.flatnonzero(~kept).tolist():

@@ -4,30 +4,38 @@ Pairs and dialogues go through the recipe's template; code (`text`) is cut into 
 block. Invariant: every record is in the rows, whole, or counted with the reason why not.
 """
 
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer
 
 from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Work
 from pipelines.errors import TemplateError
+from pipelines.fim_settings import Fim
 from pipelines.manifest import Counts
-from pipelines.recipe import Fim, Recipe
-from pipelines.records import Row, read_rows
+from pipelines.recipe import Recipe
+from pipelines.records import Row, body_text, read_rows
+from pipelines.render.code_rows import CodeFormatter, make_row
 from pipelines.render.drops import Drops
-from pipelines.render.encode import in_batches, load_tokenizer
-from pipelines.render.fragments import Fragment, split_files
-from pipelines.render.pieces import PIECE, Piece
+from pipelines.render.encode import in_batches, load_tokenizer, open_tokenizer
+from pipelines.render.fim import is_permuted
+from pipelines.render.fragments import Splitter
+from pipelines.render.piece_columns import piece_column
+from pipelines.render.pieces import PIECE
+from pipelines.render.sentinels import STARCODER, find_sentinels
+from pipelines.render.splits import TRAIN, list_extra_splits
 from pipelines.render.templates import Template, Unrenderable, get_template
+from pipelines.render.text_encoder import SAMPLED_ROWS, SAMPLED_SHARDS, choose_fast
 from pipelines.template_settings import Template as Settings
 
 DEPENDS = ("tokenizers", "pyarrow")
+
+BODY = ("messages", "prompt", "completion", "text")
 
 FORMAT_SCHEMA = pa.schema(
     [
@@ -39,6 +47,8 @@ FORMAT_SCHEMA = pa.schema(
         # The number of pieces in a dialogue's head and in each question with its answer; null where
         # a row is never shortened.
         pa.field("parts", pa.list_(pa.int32())),
+        # Where code is cut once it is tokens, as shares of them; null where pieces are cut.
+        pa.field("cuts", pa.list_(pa.float64())),
     ]
 )
 
@@ -48,13 +58,10 @@ class _Shard:
     """One shard in the making: its settings, and what is counted on the way."""
 
     params: Params
-    tokenizer: Tokenizer
     template: Template
-    fim: Fim
+    code: CodeFormatter
     cuts_turns: bool
     drops: Drops = field(default_factory=Drops)
-    orders: Counter[str] = field(default_factory=Counter)
-    tally: Counter[str] = field(default_factory=Counter)
 
 
 def params(recipe: Recipe) -> dict[str, Any]:
@@ -74,48 +81,79 @@ def params(recipe: Recipe) -> dict[str, Any]:
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     """Render every shard. Only in the train split code is permuted and system turns are left out.
 
-    Raises TemplateError for the first record that cannot be rendered, where the recipe says so.
+    Where code is permuted, `fim.fim_passes` passes over the train split are rendered, and three
+    twins of the held-out code, one for each order, that are the same in every run. Raises
+    TemplateError for the first record that cannot be rendered, where the recipe says so.
     """
-    arguments = {**params(recipe), "tokenizer": str(inputs["tokenizer"].folder)}
+    folder = inputs["tokenizer"].folder
+    paths = inputs["split"].paths()
+    fast = choose_fast(load_tokenizer(folder), _sample([path for _, path in paths]))
+    arguments = {**params(recipe), "tokenizer": str(folder), "fast": fast, "pass": 0, "twin": None}
     held_out = {
         **arguments,
-        "fim": {**arguments["fim"], "fim_rate": 0.0},
+        "fim": {**arguments["fim"], "fim_rate": 0.0, "source_rates": {}},
         "template": {**arguments["template"], "system_dropout": 0.0},
     }
-    jobs = [Job(shard.file, (path,), shard.split) for shard, path in inputs["split"].paths()]
-    train = work.map(format_shard, [job for job in jobs if job.split == "train"], arguments)
-    rest = work.map(format_shard, [job for job in jobs if job.split != "train"], held_out)
-    return Built((*train, *rest), _report((*train, *rest)))
+    splits: dict[str, list[tuple[str, Path]]] = {shard.split: [] for shard, _ in paths}
+    for shard, path in paths:
+        splits[shard.split].append((shard.file, path))
+    made: list[ShardReport] = []
+    for split in sorted(splits, key=lambda name: name != TRAIN):
+        jobs = [Job(file, (path,), split) for file, path in splits[split]]
+        made += work.map(format_shard, jobs, arguments if split == TRAIN else held_out)
+    extra: list[ShardReport] = []
+    for split, origin, changes in list_extra_splits(recipe.fim):
+        jobs = [
+            Job(f"{split}{file.removeprefix(origin)}", (path,), split)
+            for file, path in splits.get(origin, ())
+        ]
+        given = arguments if origin == TRAIN else held_out
+        extra += work.map(format_shard, jobs, {**given, **changes})
+    counts = sum((report.counts for report in made), Counts())
+    return Built((*made, *extra), _report((*made, *extra), counts), counts)
+
+
+def _sample(paths: Sequence[Path]) -> Iterator[str]:
+    """Yield the bodies of a few records of some shards."""
+    for path in paths[:: max(1, len(paths) // SAMPLED_SHARDS)]:
+        for row in islice(read_rows(path, list(BODY)), SAMPLED_ROWS):
+            yield body_text(row)
 
 
 def format_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Render one Parquet shard of records into one of pieces."""
     folder = Path(params["tokenizer"])
+    tokenizer, encoder = open_tokenizer(folder, fast=params["fast"])
+    settings, twin = Fim(**params["fim"]), params["twin"]
+    permutes = twin is not None or is_permuted(settings)
     shard = _Shard(
         params,
-        load_tokenizer(folder),
         get_template(Settings(**params["template"]), folder),
-        Fim(**params["fim"]),
+        CodeFormatter(
+            Splitter(tokenizer, encoder, params["block_size"]),
+            settings,
+            find_sentinels(tokenizer, settings.sentinels) if permutes else STARCODER,
+            params["pass"],
+            twin,
+        ),
         cuts_turns=params["truncation"] != "drop",
     )
     counts = Counts()
     with pq.ParquetWriter(
         output, FORMAT_SCHEMA, compression="zstd", compression_level=1, write_page_checksum=True
     ) as writer:
-        for records in in_batches(read_rows(inputs[0]), _characters):
+        for batch in in_batches(read_rows(inputs[0]), _characters):
+            records = [r for r in batch if r["text"] is not None] if params["twin"] else batch
             groups = _format_records(records, shard)
             rows = [row for group in groups for row in group]
-            writer.write_table(pa.Table.from_pylist(rows, schema=FORMAT_SCHEMA))
+            writer.write_table(_table(rows))
             used = sum(bool(group) for group in groups)
             counts += Counts(rows_in=len(records), rows_out=len(rows), used=used)
     counts += Counts(dropped=dict(shard.drops.counts))
     extra = {
         "records": counts.rows_in,
         "rows": counts.rows_out,
-        "cut_files": shard.tally["cut_files"],
-        "fragments": shard.tally["fragments"],
-        "fim": {order: shard.orders[order] for order in ("none", "psm", "spm")},
-        "fim_did_not_fit": shard.tally["fim_did_not_fit"],
+        **shard.code.report(),
     }
     return Outcome(counts, rejects=tuple(shard.drops.samples), extra=extra)
 
@@ -127,7 +165,8 @@ def _characters(record: Row) -> int:
 
 def _format_records(records: Sequence[Row], shard: _Shard) -> list[list[Row]]:
     """Return the rows of each record, none for a dropped one."""
-    code = iter(_format_code([record for record in records if record["text"] is not None], shard))
+    texts = [record for record in records if record["text"] is not None]
+    code = iter(shard.code.format(texts, shard.drops))
     return [
         _format_pair(record, shard) if record["text"] is None else next(code) for record in records
     ]
@@ -136,7 +175,7 @@ def _format_records(records: Sequence[Row], shard: _Shard) -> list[list[Row]]:
 def _format_pair(record: Row, shard: _Shard) -> list[Row]:
     try:
         if not shard.cuts_turns:
-            return [_row(record, 0, "none", shard.template.render(record))]
+            return [make_row(record, 0, "none", shard.template.render(record))]
         parts = shard.template.render_parts(record)
     except Unrenderable as error:
         if shard.params["template"]["bad_records"] == "error":
@@ -145,56 +184,21 @@ def _format_pair(record: Row, shard: _Shard) -> list[Row]:
             ) from error
         shard.drops.add(record["id"], f"template:{error.why}", str(error))
         return []
-    row = _row(record, 0, "none", [piece for part in parts for piece in part])
+    row = make_row(record, 0, "none", [piece for part in parts for piece in part])
     return [{**row, "parts": [len(part) for part in parts]}]
 
 
-def _format_code(records: Sequence[Row], shard: _Shard) -> list[list[Row]]:
-    """Return the rows of each record of code: one for every fragment."""
-    files = [(_drawn_as(record), record["text"]) for record in records]
-    groups = split_files(shard.tokenizer, files, shard.params["block_size"], shard.fim)
-    return [
-        _format_file(record, fragments, shard)
-        for record, fragments in zip(records, groups, strict=True)
+def _table(rows: Sequence[Row]) -> pa.Table:
+    columns = [
+        piece_column([row["pieces"] for row in rows])
+        if field.name == "pieces"
+        else pa.array([row[field.name] for row in rows], field.type)
+        for field in FORMAT_SCHEMA
     ]
+    return pa.Table.from_arrays(columns, schema=FORMAT_SCHEMA)
 
 
-def _drawn_as(record: Row) -> str:
-    """Return the name that decides how code is permuted: a copy of a record is drawn anew."""
-    if '"copy":' not in (record["meta"] or ""):
-        return str(record["id"])
-    return f"{record['id']}#{json.loads(record['meta']).get('copy', 0)}"
-
-
-def _format_file(record: Row, fragments: Sequence[Fragment], shard: _Shard) -> list[Row]:
-    if not record["text"].strip():
-        shard.drops.add(record["id"], "empty_text", "no code but blanks")
-        return []
-    if not fragments:
-        shard.drops.add(record["id"], "uncuttable", "no cut makes its parts fit a block")
-    shard.tally["cut_files"] += len(fragments) > 1
-    shard.tally["fragments"] += len(fragments)
-    for fragment in fragments:
-        shard.orders[fragment.draw.order] += 1
-        shard.tally["fim_did_not_fit"] += fragment.was_too_long
-    return [
-        _row(record, part, fragment.draw.order, fragment.pieces)
-        for part, fragment in enumerate(fragments)
-    ]
-
-
-def _row(record: Row, part: int, order: str, pieces: Sequence[Piece]) -> Row:
-    return {
-        "record_id": record["id"],
-        "source": record["source"],
-        "part": part,
-        "fim": order,
-        "pieces": [piece._asdict() for piece in pieces],
-        "parts": None,
-    }
-
-
-def _report(shards: Sequence[ShardReport]) -> dict[str, Any]:
+def _report(shards: Sequence[ShardReport], counts: Counts) -> dict[str, Any]:
     """Return the sums over the shards of each split, and what was dropped."""
     splits: dict[str, dict[str, Any]] = {}
     for report in shards:
@@ -208,5 +212,5 @@ def _report(shards: Sequence[ShardReport]) -> dict[str, Any]:
         total["fim"] = dict(total["fim"])
     return {
         "splits": splits,
-        "dropped": sum((report.counts for report in shards), Counts()).dropped,
+        "dropped": counts.dropped,
     }

@@ -22,10 +22,10 @@ from pipelines.recipe import Recipe
 from pipelines.render.encode import load_tokenizer
 from pipelines.render.pieces import IGNORE_INDEX
 from pipelines.render.reports import audit_mask, choose_audited, report_tokens
+from pipelines.render.splits import SPLITS, TRAIN, is_extra, origin_of
 
 DEPENDS = ("pyarrow", "numpy")
 
-SPLITS = ("train", "validation", "test")
 # The largest vocabulary whose ids fit in uint16.
 UINT16_IDS = 65_536
 
@@ -73,7 +73,8 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     shards: list[ShardReport] = []
     rows: dict[str, int] = {}
     splits: dict[str, Examples] = {}
-    for split in SPLITS:
+    found = {shard.split: None for shard in inputs["tokenize"].shards}
+    for split in dict.fromkeys((*SPLITS, *found)):
         paths = [path for _, path in inputs["tokenize"].paths(split)]
         examples = splits[split] = gather_examples(paths, work.path, split)
         plan = order_rows(plan_rows(examples.lengths, settings["block_size"]), split, settings)
@@ -93,7 +94,8 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
         ),
         "mask_audit": _audit(tokenizer, splits["train"]),
     }
-    return Built(tuple(shards), report)
+    counts = sum((r.counts for r in shards if not is_extra(r.shard.split)), Counts())
+    return Built(tuple(shards), report, counts)
 
 
 def plan_rows(lengths: Sequence[int], block_size: int) -> Plan:
@@ -126,13 +128,13 @@ def plan_rows(lengths: Sequence[int], block_size: int) -> Plan:
 
 
 def order_rows(plan: Plan, split: str, settings: Params) -> Plan:
-    """Return train rows in an order drawn from the split seed, others as their records come.
+    """Return train rows in an order drawn from the split seed, held-out ones as records come.
 
     Packing puts the longest first; a model must not meet its data sorted by length.
     """
-    if split != "train":
+    if origin_of(split) != TRAIN:
         return sorted(plan, key=min)
-    seed = settings["seed"]
+    seed = f"{settings['seed']}{split.removeprefix(TRAIN)}"
     return sorted(plan, key=lambda row: hashlib.sha256(f"{seed}\0{min(row)}".encode()).digest())
 
 

@@ -18,13 +18,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Tokens:
     """The tokens of some rows: ids and labels of all, one row after the other, int32.
 
-    `piece_ends` are where the tokens of each piece end, `rows` where those of each row begin, with
-    the end of the last one.
+    `rows` holds where the tokens of each row begin, and the end of the last one.
     """
 
     input_ids: Array
     labels: Array
-    piece_ends: Array
     rows: Array
 
     @property
@@ -93,7 +91,7 @@ def encode_column(
     trained = pc.struct_field(pieces, "trained").to_numpy(zero_copy_only=False).astype(bool)
     labels = np.where(np.repeat(trained, counts), input_ids, np.int32(IGNORE_INDEX))
     rows = column.offsets.to_numpy() - column.offsets[0].as_py()
-    return Tokens(input_ids, labels, ends, np.concatenate([[0], ends])[rows])
+    return Tokens(input_ids, labels, np.concatenate([[0], ends])[rows])
 
 
 def text_spans(texts: pa.StringArray) -> tuple[Array, Array]:

@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# What is encoded twice before a stage begins.
+# What is encoded twice before a stage begins: rows of some shards, up to so many characters.
+SAMPLED_SHARDS, SAMPLED_ROWS = 8, 64
 SAMPLE_CHARACTERS = 500_000
 LONGEST_SAMPLE = 20_000
 

@@ -18,8 +18,9 @@ from pipelines.manifest import Counts, digest_of, sha256_file
 from pipelines.recipe import Recipe
 from pipelines.records import body_text, read_rows
 from pipelines.render.encode import control_ids, load_tokenizer
-from pipelines.render.fim import MIDDLE, PREFIX, SENTINELS, SUFFIX
+from pipelines.render.fim import MIDDLE, PREFIX, SUFFIX, is_permuted
 from pipelines.render.pieces import END_OF_TEXT, PAD
+from pipelines.render.sentinels import find_sentinels
 from pipelines.render.templates import added_tokens, exported_template, read_chat_template
 
 DEPENDS = ("tokenizers",)
@@ -63,6 +64,7 @@ def params(recipe: Recipe) -> dict[str, Any]:
     wants the chat template of a tokenizer that has none.
     """
     needed: dict[str, Any] = {"added": list(_added(recipe)), "required": list(_required(recipe))}
+    needed["sentinels"] = _fim_form(recipe)
     is_own = recipe.template.name == "model"
     needed["chat_template"] = None if is_own else exported_template(recipe.template)
     if recipe.tokenizer.train_vocab_size:
@@ -97,7 +99,9 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
         work.one(write_special_tokens_map, Job(FILES[2], ()), arguments),
     )
     tokenizer = load_tokenizer(work.path)
-    names = dict.fromkeys((*arguments["required"], *arguments["added"]))
+    form = arguments["sentinels"]
+    sentinels = find_sentinels(tokenizer, form) if form else ()
+    names = dict.fromkeys((*arguments["required"], *sentinels, *arguments["added"]))
     report = {
         "vocab_size": tokenizer.get_vocab_size(with_added_tokens=True),
         "trained": bool(recipe.tokenizer.train_vocab_size),
@@ -170,10 +174,11 @@ def _write_tokenizer(tokenizer: Tokenizer, output: Path, params: Params) -> Outc
             raise TemplateError(
                 f"the tokenizer has no {name!r}, which this recipe renders; add it to the "
                 "tokenizer as a special token"
-                + (", or set fim.fim_rate: 0" if name in SENTINELS else "")
             )
+    form = params["sentinels"]
+    sentinels = find_sentinels(tokenizer, form) if form else ()
     # A token that is there already keeps its id, and becomes special if it was not.
-    tokenizer.add_special_tokens([*params["required"], *params["added"]])
+    tokenizer.add_special_tokens([*params["required"], *sentinels, *params["added"]])
     tokenizer.save(str(output))
     return Outcome(Counts())
 
@@ -189,7 +194,12 @@ def _added(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _required(recipe: Recipe) -> tuple[str, ...]:
-    return (END_OF_TEXT, PAD, *(SENTINELS if recipe.fim.fim_rate > 0 else ()))
+    return (END_OF_TEXT, PAD)
+
+
+def _fim_form(recipe: Recipe) -> str | None:
+    """Return whose sentinels the recipe renders, by `fim.sentinels`; None where it renders none."""
+    return recipe.fim.sentinels if is_permuted(recipe.fim) else None
 
 
 def _origin(recipe: Recipe) -> tuple[str, str | None]:

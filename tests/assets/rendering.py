@@ -9,6 +9,8 @@ from pipelines.plan import build_stage, get_stage
 from pipelines.recipe import load_recipe
 from pipelines.records import new_record, write_rows
 from pipelines.render import fim, pack, templates
+from pipelines.render.fragments import Splitter
+from pipelines.render.text_encoder import open_encoder
 from pipelines.render.vocabulary import train_tokenizer
 from pipelines.store import StageSpec, Store
 
@@ -24,6 +26,12 @@ def small_tokenizer():
     tokenizer.add_special_tokens(list(templates.CHAT_TOKENS))
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def small_splitter(block_size):
+    """Return a splitter of files with the small tokenizer."""
+    tokenizer = small_tokenizer()
+    return Splitter(tokenizer, open_encoder(tokenizer, fast=True), block_size)
 
 
 def record(record_id, **body):

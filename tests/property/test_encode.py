@@ -3,14 +3,13 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.recipe import Fim
 from pipelines.render.encode import encode_pieces, encode_rows
-from pipelines.render.fim import restore_text
-from pipelines.render.fragments import split_files
+from pipelines.render.fim import Rules, restore_text
+from pipelines.render.fragments import File
 from pipelines.render.pieces import Piece
 from pipelines.render.templates import CHAT_TOKENS
 from pipelines.render.vocabulary import STARCODER_TOKENS
-from tests.assets.rendering import small_tokenizer
+from tests.assets.rendering import small_splitter, small_tokenizer
 
 CONTROLS = (*STARCODER_TOKENS, *CHAT_TOKENS)
 NAMES = st.sampled_from(CONTROLS)
@@ -72,7 +71,8 @@ FILES = st.lists(st.tuples(st.text(max_size=4), TEXT.map(lambda text: text * 7))
 def test_fragments_join_to_the_file_and_fit_a_block(files, block_size, fim_rate):
     tokenizer = small_tokenizer()
 
-    groups = split_files(tokenizer, files, block_size, Fim(fim_rate=fim_rate))
+    named = [File(name, text, Rules(fim_rate)) for name, text in files]
+    groups = small_splitter(block_size).split(named)
 
     assert ["".join(f.text for f in group) for group in groups] == [text for _, text in files]
     for fragment in (fragment for group in groups for fragment in group):

@@ -169,7 +169,7 @@ def test_a_row_that_trains_its_first_token_alone_is_dropped(tmp_path):
     outcome = encode_shard(
         [tmp_path / "pieces.parquet"],
         tmp_path / "examples.parquet",
-        {"tokenizer": str(tmp_path), "fast": True, "block_size": 32},
+        {"tokenizer": str(tmp_path), "fast": True, "block_size": 32, "token_fim": None},
     )
 
     assert outcome.rejects == (

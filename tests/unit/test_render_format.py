@@ -1,18 +1,19 @@
-from pipelines.recipe import Fim
 from pipelines.records import read_rows
 from pipelines.render import fragments
-from pipelines.render.encode import Example, encode_pieces, encode_rows, load_tokenizer
-from pipelines.render.fim import restore_text
-from pipelines.render.fragments import cut_text, split_files
+from pipelines.render.encode import encode_pieces, load_tokenizer
+from pipelines.render.fim import Rules, restore_text
+from pipelines.render.fragments import File, Splitter, cut_text
 from pipelines.render.pieces import read_pieces
 from tests.assets.rendering import (
     CORPUS,
     record,
     render_stages,
     rendering_recipe,
+    small_splitter,
     small_tokenizer,
 )
 
+LEFT = Rules(0.0)
 SMALL = {"tokenization__block_size": 64, "model__config__n_positions": 64}
 
 
@@ -60,7 +61,7 @@ def test_a_line_longer_than_a_block_is_cut_between_characters():
     text = "data = '" + "caf\u00e9\U0001f600\u65e5" * 60 + "'\nx = 1\n"
     tokenizer = small_tokenizer()
 
-    (found,) = split_files(tokenizer, [("f", text)], 32, Fim())
+    (found,) = small_splitter(32).split([File("f", text, LEFT)])
 
     assert "".join(fragment.text for fragment in found) == text
     assert max(len(encode_pieces(tokenizer, f.pieces).input_ids) for f in found) <= 32
@@ -77,30 +78,24 @@ def test_the_tokens_of_one_character_stay_together():
 def test_a_fragment_that_encodes_to_more_than_inside_its_file_is_cut_smaller(monkeypatch):
     tokenizer = small_tokenizer()
 
-    def encode_longer(tokenizer, rows):
-        """Encode as if every row took 13 tokens more than it does."""
-        return [
-            Example(row.input_ids + [0] * 13, row.labels) for row in encode_rows(tokenizer, rows)
-        ]
-
-    monkeypatch.setattr(fragments, "encode_rows", encode_longer)
-    (found,) = split_files(tokenizer, [("f", CORPUS[0])], 64, Fim())
+    count_tokens = Splitter.count_tokens
+    # As if every row took 13 tokens more than it does.
+    monkeypatch.setattr(
+        Splitter, "count_tokens", lambda self, rows: [n + 13 for n in count_tokens(self, rows)]
+    )
+    (found,) = small_splitter(64).split([File("f", CORPUS[0], LEFT)])
 
     assert "".join(fragment.text for fragment in found) == CORPUS[0]
     assert max(len(encode_pieces(tokenizer, f.pieces).input_ids) for f in found) <= 64 - 13
 
-    monkeypatch.setattr(
-        fragments,
-        "encode_rows",
-        lambda tokenizer, rows: [Example([0] * 99, []) for _ in rows],
-    )
-    assert split_files(tokenizer, [("f", CORPUS[0])], 64, Fim()) == [[]]
+    monkeypatch.setattr(Splitter, "count_tokens", lambda self, rows: [99 for _ in rows])
+    assert small_splitter(64).split([File("f", CORPUS[0], LEFT)]) == [[]]
 
 
 def test_short_files_stay_whole_and_the_order_is_kept():
     files = [("a", "a = 1\n"), ("long", CORPUS[0]), ("empty", ""), ("b", "b = 2\n")]
 
-    groups = split_files(small_tokenizer(), files, 64, Fim())
+    groups = small_splitter(64).split([File(name, text, LEFT) for name, text in files])
 
     assert ["".join(f.text for f in group) for group in groups] == [text for _, text in files]
     assert [len(group) == 1 for group in groups] == [True, False, True, True]

@@ -133,8 +133,8 @@ def test_a_tokenizer_without_the_sentinels_is_refused_with_the_remedy(tmp_path):
     with pytest.raises(TemplateError) as error:
         render_stages(tmp_path / "store", given(folder), RECORDS, until="tokenizer")
     assert str(error.value) == (
-        "the tokenizer has no '<fim_middle>', which this recipe renders; add it to the tokenizer "
-        "as a special token, or set fim.fim_rate: 0"
+        "the tokenizer has no '<fim_middle>', which fill-in-the-middle in the form of starcoder "
+        "renders; add it to the tokenizer as a special token, or set fim.fim_rate: 0"
     )
 
     recipe = given(folder, fim__fim_rate=0)

@@ -1,0 +1,46 @@
+"""Where tokens end in their text, from the ids alone: a byte-level token is so many bytes long."""
+
+import json
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class TokenSizes:
+    """The bytes of each token of a byte-level vocabulary; None for other vocabularies."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Read the vocabulary: one character of a token stands for one byte."""
+        spec = json.loads(tokenizer.to_str())
+        split = spec.get("pre_tokenizer") or {}
+        steps = [split, *split.get("pretokenizers", ())]
+        byte_level = any(step.get("type") == "ByteLevel" for step in steps)
+        self.bytes: Array | None = None
+        if byte_level and not spec.get("normalizer"):
+            vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+            self.bytes = np.zeros(max(vocabulary.values(), default=0) + 1, np.int64)
+            for token, index in vocabulary.items():
+                self.bytes[index] = len(token)
+
+
+def find_ends(
+    data: Array, offsets: Array, ids: Array, counts: Array, sizes: TokenSizes
+) -> list[Array] | None:
+    """Return for each text the character offset at which each of its tokens ends.
+
+    The texts are data[offsets[i]:offsets[i + 1]], UTF-8, and have counts[i] of the ids each. A
+    token that ends within a character ends with it. None where ids do not tell.
+    """
+    if sizes.bytes is None:
+        return None
+    ends = np.cumsum(sizes.bytes[ids])
+    last = np.cumsum(counts)
+    if not np.array_equal(np.concatenate([[0], ends])[last], offsets[1:]):
+        return None
+    characters = np.cumsum((data & 0xC0) != 0x80)
+    before = np.concatenate([[0], characters])[offsets[:-1]]
+    stops = characters[ends - 1] - np.repeat(before, counts) if len(ids) else ends
+    return np.split(stops, last[:-1]) if len(counts) else []
