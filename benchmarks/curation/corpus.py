@@ -2,9 +2,9 @@
 
     python -m benchmarks.curation.corpus --folder data/bench/corpus --megabytes 250
 
-Writes record shards and `truth.parquet` (id, original, kind). Every fifth record is a near-duplicate
-of a random file, changed in one of seven ways at a random strength. The same machine and arguments
-give the same corpus.
+Writes record shards and `truth.parquet` (id, original, kind). Every fifth record is a
+near-duplicate of a random file, changed in one of seven ways at a random strength. The same machine
+and arguments give the same corpus.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def change_spaces(text: str, random: random.Random) -> str:
 
 
 def rename_words(text: str, random: random.Random) -> str:
-    names = sorted({name for name in re.findall(r"[a-z_]{6,}", text)})
+    names = sorted(set(re.findall(r"[a-z_]{6,}", text)))
     chosen = random.sample(names, min(len(names), random.randint(1, 3)))
     for name in chosen:
         text = re.sub(rf"\b{name}\b", f"{name}_{random.randrange(100)}", text)
@@ -94,7 +94,7 @@ def find_texts(roots: list[Path], seed: int) -> Iterator[tuple[str, str]]:
         for path in root.rglob("*")
         if path.suffix in ENDINGS and path.is_file() and not path.is_symlink()
     )
-    random.Random(seed).shuffle(paths)
+    random.Random(seed).shuffle(paths)  # noqa: S311 (a corpus, no secret)
     for path in paths:
         data = path.read_bytes()
         if SMALLEST <= len(data) <= LARGEST and b"\0" not in data:
@@ -108,7 +108,7 @@ def build_rows(megabytes: float, seed: int) -> Iterator[tuple[dict, str, str]]:
     """Yield (record, id of the original or "", kind of change or "") up to a size."""
     roots = [Path(sysconfig.get_paths()[name]) for name in ("purelib", "stdlib")]
     roots += [Path("/usr/share"), Path("/usr/include")]
-    dice = random.Random(seed)
+    dice = random.Random(seed)  # noqa: S311 (a corpus, no secret)
     seen: list[tuple[str, str]] = []
     left = megabytes * 1e6
     for number, (_, text) in enumerate(find_texts(roots, seed)):
@@ -119,12 +119,12 @@ def build_rows(megabytes: float, seed: int) -> Iterator[tuple[dict, str, str]]:
         left -= len(text.encode())
         yield new_record(id=name, group=name, source="files", text=text), "", ""
         if dice.random() < PLANTED_SHARE / (1 - PLANTED_SHARE):
-            original, text = dice.choice(seen)
+            original, before = dice.choice(seen)
             kind = dice.choice(list(CHANGES))
-            text = CHANGES[kind](text, dice)
-            left -= len(text.encode())
+            planted = CHANGES[kind](before, dice)
+            left -= len(planted.encode())
             name = f"p{number:06d}"
-            yield new_record(id=name, group=name, source="planted", text=text), original, kind
+            yield new_record(id=name, group=name, source="planted", text=planted), original, kind
     sys.exit(f"only {megabytes - left / 1e6:.0f} MB of text are installed here")
 
 

@@ -1,0 +1,253 @@
+"""Measures the stage `dedup` against other libraries: MB per CPU second, precision, recall.
+
+    python -m benchmarks.curation.dedup [--megabytes 250] [--folder FOLDER]
+
+One command builds the corpus, runs every arm in a process of its own (user and system seconds of it
+and its children count) and prints the table. The peers need
+`python -m venv benchmarks/.venv && benchmarks/.venv/bin/pip install -r benchmarks/peers.txt`.
+Starloom's arm is the whole stage from shards to filtered shards; a peer's ends with its list.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Collection, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.parquet as pq
+
+from benchmarks.curation import dedup_quality
+from benchmarks.curation.corpus import write_corpus
+from pipelines.engine import Built, Job, Outcome, Params, Work
+from pipelines.manifest import Counts
+from pipelines.plan import build_stage, get_stage
+from pipelines.recipe import load_recipe
+from pipelines.records import read_rows, write_rows
+from pipelines.store import StageSpec, Store
+
+HERE = Path(__file__).resolve().parent
+PEER_PYTHON = HERE.parent / ".venv" / "bin" / "python"
+# (arm, distribution, bar, whether it is slower than 1 MB per CPU second and runs on a sample)
+PEERS = (
+    ("rensa", "rensa", 2.0, False),
+    ("datasketch", "datasketch", 3.5, False),
+    ("text-dedup", "text-dedup", 15.0, False),
+    ("datatrove", "datatrove", 20.0, True),
+)
+SAMPLE_MEGABYTES = 8
+
+
+class Cost(NamedTuple):
+    """User and system seconds, and the peak resident MB of the largest process."""
+
+    seconds: float
+    peak_mb: float
+
+
+def measure(command: list[str]) -> Cost:
+    """Run a command in a child that reports what it and its children took."""
+    code = (
+        "import resource, subprocess, sys\n"
+        "done = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN)\n"
+        "if done.returncode: sys.exit(done.stderr.decode()[-2000:])\n"
+        "print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3)\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    seconds, peak = map(float, done.stdout.split())
+    return Cost(seconds, peak)
+
+
+def copy_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
+    shutil.copyfile(inputs[0], output)
+    rows = pq.read_metadata(output).num_rows
+    return Outcome(Counts(rows_in=rows, rows_out=rows, used=rows))
+
+
+def run_stage(corpus: Path, root: Path, workers: int) -> None:
+    """Build the stage over a folder of shards, as the plan does."""
+
+    def build(work: Work) -> Built:
+        paths = sorted(corpus.glob("records-*.parquet"))
+        return Built(work.map(copy_shard, [Job(path.name, (path,)) for path in paths], {}))
+
+    store = Store(root, workers=workers)
+    names = [path.name for path in corpus.glob("*.parquet")]
+    upstream = store.build(StageSpec("quality", {"files": sorted(names)}, "benchmark"), build)
+    ref = build_stage(get_stage("dedup"), load_recipe("quickstart"), {"quality": upstream}, store)
+    manifest = store.manifest(ref)
+    report = {
+        "folder": str(store.path(ref)),
+        "cpu": manifest.cost.cpu_seconds,
+        "report": manifest.report,
+        "dropped": manifest.counts.dropped,
+    }
+    (root / "benchmark.json").write_text(json.dumps(report))
+
+
+def measure_stage(corpus: Path, root: Path, workers: int = 1) -> tuple[Cost, dict]:
+    """Return the whole process's cost, and what the stage says of itself."""
+    command = [sys.executable, "-m", "benchmarks.curation.dedup", "--stage", str(corpus)]
+    cost = measure([*command, "--folder", str(root), "--workers", str(workers)])
+    return cost, json.loads((root / "benchmark.json").read_text())
+
+
+def make_sample(corpus: Path, sample: Path, megabytes: float) -> float:
+    """Write the first records of a corpus; return their MB."""
+    sample.mkdir(exist_ok=True)
+    rows, size = [], 0
+    for path in sorted(corpus.glob("records-*.parquet")):
+        for row in read_rows(path):
+            rows.append(row)
+            size += len(row["text"].encode())
+            if size >= megabytes * 1e6:
+                write_rows(sample / "records-00000.parquet", rows)
+                return size / 1e6
+    raise RuntimeError("the corpus is smaller than the sample")
+
+
+def table(rows: list[list[str]]) -> str:
+    head, *rest = rows
+    lines = [head, ["---"] * len(head), *rest]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def measure_all(folder: Path, megabytes: float) -> None:
+    """Print every table."""
+    corpus, sample = folder / "corpus", folder / "sample"
+    if not (corpus / "truth.parquet").exists():
+        write_corpus(corpus, megabytes, 42)
+    texts = dedup_quality.read_corpus(corpus)
+    size = sum(len(text.encode()) for text in texts.values()) / 1e6
+    sampled = make_sample(corpus, sample, SAMPLE_MEGABYTES)
+    print(headline(size, len(texts)), flush=True)
+    shutil.rmtree(folder / "first", ignore_errors=True)
+    cost, ours = measure_stage(corpus, folder / "first")
+    sure = dedup_quality.sure_pairs(pq.read_table(corpus / "truth.parquet").to_pylist(), texts)
+    rate = size / cost.seconds
+    head = ["arm", "corpus MB", "CPU s", "MB/CPU s", "starloom is", "bar", "peak MB", "removed",
+            "planted recall"]  # fmt: skip
+    clusters = pq.read_table(Path(ours["folder"]) / "clusters.parquet").to_pylist()
+    gone = [entry["id"] for entry in clusters if entry["reason"] != "kept"]
+    rows = [head, line("starloom, whole stage", size, cost.seconds, rate, 0, cost, gone, sure)]
+    for arm, distribution, bar, sampling in PEERS:
+        data, megabytes = (sample, sampled) if sampling else (corpus, size)
+        output = folder / f"{arm}.json"
+        script = str(HERE / "dedup_peers.py")
+        cost = measure([str(PEER_PYTHON), script, arm, str(data), str(output)])
+        names = json.loads(output.read_text())
+        pairs = {} if sampling else sure
+        rows.append(
+            line(peer_name(distribution), megabytes, cost.seconds, rate, bar, cost, names, pairs)
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+    print(f"\n{table(rows)}\n", flush=True)
+    print(quality(clusters, texts, sure), flush=True)
+    print(refresh(corpus, folder, ours), flush=True)
+
+
+def headline(size: float, records: int) -> str:
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "pyarrow"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    stamp = datetime.now(UTC).strftime("%Y-%m-%d")
+    return (
+        f"{stamp}, {platform.machine()}, {os.cpu_count()} CPUs, {memory:.0f} GiB, Python "
+        f"{platform.python_version()}, {versions}; load {os.getloadavg()[0]:.1f}; corpus "
+        f"{size:.0f} MB, {records:,} records"
+    )
+
+
+def peer_name(distribution: str) -> str:
+    code = f"from importlib import metadata; print(metadata.version({distribution!r}))"
+    done = subprocess.run(
+        [str(PEER_PYTHON), "-c", code], capture_output=True, text=True, check=True
+    )
+    return f"{distribution} {done.stdout.strip()}"
+
+
+def line(
+    name: str,
+    size: float,
+    seconds: float,
+    ours: float,
+    bar: float,
+    cost: Cost,
+    gone: list[str],
+    sure: Collection,
+) -> list[str]:
+    rate, lost = size / seconds, set(gone)
+    recall = sum(bool(lost.intersection(pair)) for pair in sure) / len(sure) if sure else None
+    return [
+        name, f"{size:.1f}", f"{seconds:.2f}", f"{rate:.2f}",
+        f"{ours / rate:.1f}x" if bar else "", f"{bar}x" if bar else "",
+        f"{cost.peak_mb:.0f}", f"{len(gone):,}", "" if recall is None else f"{recall:.4f}",
+    ]  # fmt: skip
+
+
+def quality(clusters: list[dict], texts: dict[str, str], sure: dict) -> str:
+    """Return precision, and the recall by kind over pairs in one cluster."""
+    right, removed = dedup_quality.precision(clusters, texts)
+    cluster = {entry["id"]: entry["cluster"] for entry in clusters}
+    found = [(k, cluster.get(a, a) == cluster.get(b, b)) for (a, b), k in sure.items()]
+    rows = [["kind", "planted pairs", "found", "recall"]]
+    for kind in (*sorted({kind for kind, _ in found}), "all"):
+        mine = [hit for name, hit in found if kind in (name, "all")]
+        rows.append([kind, str(len(mine)), str(sum(mine)), f"{sum(mine) / len(mine):.4f}"])
+    return (
+        f"Precision {right / removed:.4f}: {right:,} of {removed:,} removed records have a similar "
+        f"member of their cluster by sets of strings.\n\n{table(rows)}\n"
+    )
+
+
+def refresh(corpus: Path, folder: Path, full: dict) -> str:
+    """Return what it costs to add the last shard to all others."""
+    root, grown = folder / "grown", folder / "grown-corpus"
+    shutil.rmtree(root, ignore_errors=True)
+    shutil.rmtree(grown, ignore_errors=True)
+    grown.mkdir()
+    *old, new = sorted(corpus.glob("records-*.parquet"))
+    for path in old:
+        os.link(path, grown / path.name)
+    measure_stage(grown, root)
+    os.link(new, grown / new.name)
+    _, after = measure_stage(grown, root)
+    signed = after["report"]["signatures"]
+    equal = after["dropped"] == full["dropped"]
+    return (
+        f"Refresh with 1 new shard of {signed['shards']}: {signed['reused']} signed before, "
+        f"{after['cpu']:.2f} CPU s against {full['cpu']:.2f} at first; same result: {equal}.\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--megabytes", type=float, default=250)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--stage", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stage:
+        run_stage(arguments.stage, arguments.folder, arguments.workers)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        measure_all(folder, arguments.megabytes)
+
+
+if __name__ == "__main__":
+    main()
