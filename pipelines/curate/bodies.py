@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 BODY_COLUMNS = ["messages", "prompt", "completion", "text"]
 KINDS = ("messages", "prompt", "text")
 BATCH_ROWS = 256
-BATCH_BYTES = 500_000
+BATCH_BYTES = 800_000
 
 
 class Bodies(NamedTuple):

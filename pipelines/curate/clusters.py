@@ -70,6 +70,7 @@ class Partition:
         # Documents with the same words have their shingles under the best one of them.
         self.leader = list(range(len(ids)))
         self.roots = list(range(len(ids)))
+        self.similarities: dict[tuple[int, int], float] = {}
         self.neighbors: dict[int, list[int]] = defaultdict(list)
 
     def places(self, pairs: Pairs) -> list[tuple[int, int]]:
@@ -90,9 +91,14 @@ class Partition:
 
     def similarity(self, left: int, right: int) -> float:
         """Return the similarity of two records, or 0.0 where sizes show it to be too small."""
-        left, right = self.leader[left], self.leader[right]
+        left, right = sorted((self.leader[left], self.leader[right]))
         if left == right:
             return 1.0
+        if (left, right) not in self.similarities:
+            self.similarities[left, right] = self._compare(left, right)
+        return self.similarities[left, right]
+
+    def _compare(self, left: int, right: int) -> float:
         mine, theirs = self.shingles[left], self.shingles[right]
         small, large = sorted((len(mine), len(theirs)))
         # The similarity is at most the ratio of the sizes, and comparing sizes is cheap.

@@ -22,6 +22,7 @@ from pipelines.curate.bodies import Bodies, read_bodies
 from pipelines.curate.minhash import NUM_BINS, band_hashes, rows_per_band, sketch
 from pipelines.curate.words import (
     MULTIPLIER,
+    Hashes,
     hash_ngrams,
     hash_strings,
     hash_words,
@@ -31,6 +32,7 @@ from pipelines.curate.words import (
 from pipelines.engine import Outcome, Params
 from pipelines.manifest import Counts, sha256_file
 
+LARGEST_BLOCK = 24_000_000
 KEPT_SECONDS = 30 * 24 * 3600
 LAST_COLUMNS = [
     ("sum", pa.uint64()),
@@ -59,25 +61,43 @@ def sign_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
         os.utime(kept)
         return Outcome(Counts(), extra={"reused": True})
     rows = rows_per_band(params["threshold"])
+    calm_allocator()
     every = read_bodies(inputs[0], ["id", "score"])
     parts = [sign_bodies(bodies, params, rows) for bodies in every]
     schema = signature_schema(rows)
-    table = pa.Table.from_batches(parts, schema).combine_chunks()
+    if parts:
+        bands = np.concatenate([part.bands for part in parts], axis=1)
+        others = [
+            pa.concat_arrays(column) for column in zip(*(p.others for p in parts), strict=True)
+        ]
+    else:
+        bands = np.empty((NUM_BINS // rows, 0), np.uint64)
+        others = [pa.array([], kind) for _, kind in LAST_COLUMNS]
     with pa.OSFile(str(output), "wb") as file, pa.ipc.new_file(file, schema) as writer:
         # One batch, empty or not, so that a column is one array.
-        writer.write_batch(
-            pa.record_batch([_whole(column) for column in table.columns], schema=schema)
-        )
+        writer.write_batch(pa.record_batch([*bands, *others], schema=schema))
     if kept is not None:
         _keep(output, kept)
     return Outcome(Counts(), extra={"reused": False})
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+def calm_allocator() -> None:
+    """Keep the C library from giving the memory of arrays back, only to fault it in again.
+
+    glibc raises its limits to the size of the largest block that was freed.
+    """
+    block = np.empty(LARGEST_BLOCK, np.uint8)
+    del block
 
 
-def sign_bodies(bodies: Bodies, params: Params, rows: int) -> pa.RecordBatch:
+class Signed(NamedTuple):
+    """Signatures of some records: `bands` [bands, records], and the other columns."""
+
+    bands: Hashes
+    others: list[pa.Array]
+
+
+def sign_bodies(bodies: Bodies, params: Params, rows: int) -> Signed:
     """Return the signatures of some records."""
     words = hash_words(pack(bodies.texts))
     grams = hash_ngrams(words, params["ngram"], params["seed"])
@@ -87,18 +107,14 @@ def sign_bodies(bodies: Bodies, params: Params, rows: int) -> pa.RecordBatch:
     for place in np.flatnonzero(grams.counts == 0):
         digest = digest_text(bodies.texts[int(place)].as_py())
         sums[place], words_sums[place] = np.frombuffer(digest[:16], np.uint64)
-    bands = band_hashes(sketch(grams), salts, rows)
-    return pa.record_batch(
-        [
-            *bands,
-            mix(sums + salts * MULTIPLIER),
-            words_sums,
-            hash_strings(bodies.columns["id"]),
-            bodies.columns["score"],
-            grams.counts.astype(np.uint32),
-        ],
-        schema=signature_schema(rows),
-    )
+    others = [
+        pa.array(mix(sums + salts * MULTIPLIER)),
+        pa.array(words_sums),
+        pa.array(hash_strings(bodies.columns["id"])),
+        bodies.columns["score"],
+        pa.array(grams.counts.astype(np.uint32)),
+    ]
+    return Signed(band_hashes(sketch(grams), salts, rows), others)
 
 
 def digest_text(text: str) -> bytes:
