@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any, NamedTuple, NoReturn
 
 import jinja2
@@ -22,6 +22,7 @@ import jinja2.sandbox
 
 from pipelines.errors import TemplateError
 from pipelines.render.dialogues import (
+    ROLES,
     DialogueRules,
     Record,
     Turn,
@@ -167,7 +168,7 @@ class JinjaTemplate:
         names = [f"{OPEN}{digest}{number}{CLOSE}" for number in range(len(turns))]
         marked = self._text(name, turns, names, prompt=prompt)
         whole = self._text(name, turns, contents, prompt=prompt)
-        for variant in (contents, [text.strip() for text in contents]):
+        for variant in _variants(turns, contents):
             if _fill(marked, dict(zip(names, variant, strict=True))) == whole:
                 return list(_split(marked, names, variant, self.special_tokens))
         detail = "the chat template changes what the messages say"
@@ -273,6 +274,16 @@ def _split(
                 yield Mark(Piece(text), -1, inside)
     if lead:
         yield Mark(Piece(lead), -1, block if is_open else -1)
+
+
+def _variants(turns: Sequence[Turn], contents: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the contents as they are, then stripped for some of the roles, as templates do."""
+    for number in range(len(ROLES) + 1):
+        for stripped in combinations(ROLES, number):
+            yield [
+                text.strip() if turn["role"] in stripped else text
+                for turn, text in zip(turns, contents, strict=True)
+            ]
 
 
 def _fill(marked: str, contents: Mapping[str, str]) -> str:
