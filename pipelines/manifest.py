@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Self
 
 MANIFEST = "manifest.json"
+# Made once: json.dumps() makes one for each call.
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def sha256_file(path: Path) -> str:
@@ -22,7 +24,7 @@ def sha256_file(path: Path) -> str:
 
 def canonical(value: Any) -> str:
     """Return JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _ENCODER.encode(value)
 
 
 def digest_of(value: Any) -> str:

@@ -136,7 +136,8 @@ def _judge(row: Row, shard: _Shard) -> Fault | None:
 def _tag(row: Row, shard: _Shard) -> None:
     """Note the languages that a record's fenced code blocks are tagged with, in order."""
     texts = [row["prompt"], row["completion"], *(m["content"] for m in row["messages"] or ())]
-    tags = [block.language for text in texts if text for block in fenced_blocks(text)]
+    fenced = [text for text in texts if text and ("```" in text or "~~~" in text)]
+    tags = [block.language for text in fenced for block in fenced_blocks(text)]
     languages = list(dict.fromkeys(filter(None, tags)))
     if languages:
         add_meta(row, code_languages=languages)
@@ -213,7 +214,7 @@ def _guess(prose: str, shard: _Shard) -> _Guess | None:
     Of a short text only the script is judged: most short docstrings are names and verbs, and a
     guess at them a coin flip, but "Спасибо!" is not English.
     """
-    if sum(map(str.isalpha, prose)) < shard.min_letters:
+    if not _has_letters(prose, shard.min_letters):
         script = foreign_script(prose, shard.scripts)
         if script is None:
             return None
@@ -229,6 +230,12 @@ def _guess(prose: str, shard: _Shard) -> _Guess | None:
     elif language not in shard.languages:
         fault = (f"language:{language}", detail)
     return _Guess(language, round(score, 3), fault)
+
+
+def _has_letters(prose: str, count: int) -> bool:
+    """Say whether a text has that many letters; most show it at their beginning."""
+    head = sum(map(str.isalpha, prose[: 2 * count]))
+    return head >= count or head + sum(map(str.isalpha, prose[2 * count :])) >= count
 
 
 def foreign_script(prose: str, scripts: frozenset[str]) -> str | None:
@@ -254,17 +261,16 @@ def foreign_script(prose: str, scripts: frozenset[str]) -> str | None:
 
 def identify(prose: str, model: Path) -> tuple[str, float]:
     """Return the most likely ISO 639 code of a text, and the model's probability for it."""
-    return rank(prose, model, 1)[0]
+    return rank(" ".join(prose.split()), model, 1)[0]
 
 
-def rank(prose: str, model: Path, count: int) -> list[tuple[str, float]]:
-    """Return the `count` most likely ISO 639 codes of a text with their probabilities, best first.
+def rank(line: str, model: Path, count: int) -> list[tuple[str, float]]:
+    """Return the `count` most likely ISO 639 codes of a line with their probabilities, best first.
 
     One text a call: the model's call for many is no faster, it predicts line by line as well.
     """
-    # The model reads one line; the wrapper's own predict() raises with NumPy 2.
-    line = " ".join(prose.split()) + "\n"
-    found = load_model(model).predict(line, count, 0.0, "strict")
+    # The wrapper's own predict() raises with NumPy 2.
+    found = load_model(model).predict(line + "\n", count, 0.0, "strict")
     return [(label.removeprefix("__label__"), min(score, 1.0)) for score, label in found]
 
 

@@ -16,7 +16,9 @@ DOCTEST = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: .*)?$", re.MULTILINE)
 SECTION = re.compile(r"^[ \t]*\S[^\n]*\n[ \t]*(?:-{3,}|={3,})[ \t]*$", re.MULTILINE)
 PARAMETER = re.compile(r"^[ \t]*[*\w]+(?:, ?[*\w]+)* :.*$", re.MULTILINE)
 # Code without a fence: lines that end as no sentence does. A few may be prose after all.
-CODE_LINE = re.compile(r"^[^\n]*(?:[;{}]|\) ?:|=>)[ \t]*$", re.MULTILINE)
+CODE_END = re.compile(r"(?:[;{}]|\) ?:|=>)[ \t]*$", re.MULTILINE)
+CODE_LINE = re.compile(rf"^[^\n]*{CODE_END.pattern}", re.MULTILINE)
+CODE_MARKS = (";", "{", "}", "):", ") :", "=>")
 CODE_LINES = 3
 TAG = re.compile(r"<(?:/?[A-Za-z!][^<>]{0,200}|\|[^|<>]{1,30}\|)>")
 LINK = re.compile(r"!?\[([^\[\]]{0,200})\]\([^()\s]{0,300}\)")
@@ -44,7 +46,7 @@ def strip_code(text: str) -> str:
         text = DOCTEST.sub(" ", text)
     if ("---" in text or "===" in text) and SECTION.search(text):
         text = PARAMETER.sub(" ", SECTION.sub(" ", text))
-    if text.count("\n") >= CODE_LINES - 1 and len(CODE_LINE.findall(text)) >= CODE_LINES:
+    if any(mark in text for mark in CODE_MARKS) and len(CODE_END.findall(text)) >= CODE_LINES:
         text = CODE_LINE.sub(" ", text)
     return " ".join(_strip_markup(text).split())[:PROSE_CHARS]
 
