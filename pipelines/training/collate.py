@@ -37,10 +37,7 @@ class PackedDataset:
         Sizes and row counts are always checked, the sha256 unless `rehash` is False. Raises
         StoreError naming the shard that differs, or the split that has no rows.
         """
-        try:
-            manifest = Manifest.read(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{folder}: no readable manifest of a packed dataset") from error
+        manifest = _read_manifest(folder)
         shards = [shard for shard in manifest.shards if shard.split == split and shard.rows]
         if not shards:
             raise StoreError(
@@ -75,6 +72,42 @@ class PackedDataset:
         number = bisect.bisect_right(self._ends, index)
         row = index - (self._ends[number - 1] if number else 0)
         return PackedRow(*(self._batches[number][name][row] for name in COLUMNS))
+
+
+class PassedDataset:
+    """The passes over the train split, code permuted anew in each: epoch e reads pass e mod n.
+
+    As long as the longest pass; a shorter one begins anew, so that no row is ever left out.
+    """
+
+    def __init__(self, folder: Path, *, rehash: bool = True) -> None:
+        """Open `train`, `train.1`, ... as PackedDataset does; a dataset may have one pass only."""
+        names = ["train"]
+        found = {shard.split for shard in _read_manifest(folder).shards if shard.rows}
+        while f"train.{len(names)}" in found:
+            names.append(f"train.{len(names)}")
+        self._passes = [PackedDataset(folder, name, rehash=rehash) for name in names]
+        self._number = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Read the pass of this epoch from now on."""
+        self._number = epoch % len(self._passes)
+
+    def __len__(self) -> int:
+        return max(map(len, self._passes))
+
+    def __getitem__(self, index: int) -> PackedRow:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rows = self._passes[self._number]
+        return rows[index % len(rows)]
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    try:
+        return Manifest.read(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{folder}: no readable manifest of a packed dataset") from error
 
 
 class _Lists:

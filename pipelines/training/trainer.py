@@ -43,7 +43,7 @@ from pipelines.training.checkpoints import (
     rotate,
     step_of,
 )
-from pipelines.training.collate import Collator, PackedDataset
+from pipelines.training.collate import Collator, PackedDataset, PassedDataset
 from pipelines.training.deepspeed_config import deepspeed_config, disable_compiled_ops
 from pipelines.training.environment import hardware_of
 from pipelines.training.loss import EvalLoss, evaluate_loss, validation_rows
@@ -103,10 +103,12 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         nll, tokens = sum_over_ranks([result.nll, float(result.tokens)], self.args.device)
         return EvalLoss(nll, int(tokens))
 
-    def _run_epoch(self, *arguments: Any, **options: Any) -> None:
-        """Train an epoch, unless the resumed checkpoint is of the last step already."""
+    def _run_epoch(self, *arguments: Any, epoch: int, **options: Any) -> None:
+        """Train an epoch on its pass, unless the checkpoint is of the last step already."""
         if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*arguments, **options)
+            # Not left to the data loader: on several ranks it forwards the epoch to samplers only.
+            self.train_dataset.set_epoch(epoch)
+            super()._run_epoch(*arguments, epoch=epoch, **options)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save on all ranks, then declare the checkpoint complete and drop older ones."""
@@ -179,10 +181,8 @@ def train(run: Run, dataset_dir: Path, tokenizer_dir: Path) -> None:
     model = build_model(recipe, tokenizer_dir)
     parameters = count_parameters(model)
     check_packing(model, "cpu" if hardware.device == "cpu" else f"cuda:{local_rank}")
-    rows = {
-        split: PackedDataset(dataset_dir, split, rehash=local_rank == 0)
-        for split in ("train", "validation")
-    }
+    train_rows = PassedDataset(dataset_dir, rehash=local_rank == 0)
+    validation = PackedDataset(dataset_dir, "validation", rehash=local_rank == 0)
     checkpoint = newest_checkpoint(run.checkpoints)
     meter = Meter(run.path / METRICS if rank == 0 else None, recipe.training.logging_steps)
     meter.start(*((step_of(checkpoint), read_progress(checkpoint)) if checkpoint else (-1, {})))
@@ -190,8 +190,8 @@ def train(run: Run, dataset_dir: Path, tokenizer_dir: Path) -> None:
     trainer = PackedTrainer(
         model=model,
         args=arguments,
-        train_dataset=rows["train"],
-        eval_dataset=rows["validation"],
+        train_dataset=train_rows,
+        eval_dataset=validation,
         callbacks=[StepAgreement(meter, arguments.device)],
         meter=meter,
         pad_id=load_tokenizer(tokenizer_dir).pad_token_id,

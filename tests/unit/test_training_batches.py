@@ -8,10 +8,11 @@ import torch
 from transformers import GPTBigCodeConfig, LlamaConfig, Starcoder2Config
 
 from pipelines.errors import StoreError, TrainingError
-from pipelines.manifest import Manifest
+from pipelines.manifest import Manifest, Shard
 from pipelines.store import Store
+from pipelines.training import collate
 from pipelines.training.attention import build_twin, check_packing, packing_difference
-from pipelines.training.collate import Collator, PackedDataset, PackedRow
+from pipelines.training.collate import Collator, PackedDataset, PackedRow, PassedDataset
 from pipelines.training.loss import EvalLoss, evaluate_loss
 from pipelines.training.models import build_model
 from tests.assets.training_runs import build_stages, make_recipe, packed_rows, write_tokenizer
@@ -50,6 +51,38 @@ def test_a_batch_restarts_positions_per_document_and_unlabels_every_first_token(
         "position_ids": [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]],
     }
     assert {value.dtype for value in batch.values()} == {torch.int64}
+
+
+def test_each_epoch_reads_its_pass_and_a_short_pass_begins_anew(tmp_path, folder, monkeypatch):
+    sizes = {"train": 3, "train.1": 5, "train.2": 4}
+
+    class Rows(list):
+        def __init__(self, _, split, *, rehash):
+            assert rehash
+            super().__init__(f"{split}:{i}" for i in range(sizes[split]))
+
+    shards = tuple(Shard(f"{s}.arrow", rows, 1, "", s) for s, rows in sizes.items())
+    monkeypatch.setattr(collate, "PackedDataset", Rows)
+    monkeypatch.setattr(
+        collate,
+        "_read_manifest",
+        lambda _: dataclasses.replace(Manifest.read(folder), shards=shards),
+    )
+    dataset = PassedDataset(tmp_path)
+
+    epochs = []
+    for epoch in range(4):
+        dataset.set_epoch(epoch)
+        epochs.append([dataset[i] for i in range(len(dataset))])
+
+    assert epochs == [
+        ["train:0", "train:1", "train:2", "train:0", "train:1"],
+        ["train.1:0", "train.1:1", "train.1:2", "train.1:3", "train.1:4"],
+        ["train.2:0", "train.2:1", "train.2:2", "train.2:3", "train.2:0"],
+        epochs[0],
+    ]
+    with pytest.raises(IndexError):
+        dataset[5]
 
 
 def test_a_packed_dataset_gives_every_row_of_a_split_across_shards_and_batches(folder):
