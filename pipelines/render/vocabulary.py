@@ -169,15 +169,10 @@ def _bodies(paths: Sequence[Path]) -> Iterator[str]:
 
 
 def _write_tokenizer(tokenizer: Tokenizer, output: Path, params: Params) -> Outcome:
-    for name in params["required"]:
-        if tokenizer.token_to_id(name) is None:
-            raise TemplateError(
-                f"the tokenizer has no {name!r}, which this recipe renders; add it to the "
-                "tokenizer as a special token"
-            )
     form = params["sentinels"]
     sentinels = find_sentinels(tokenizer, form) if form else ()
-    # A token that is there already keeps its id, and becomes special if it was not.
+    # A token that is there already keeps its id, and becomes special if it was not. Tokenizers of
+    # other families lack StarCoder's end or pad token: as new ones they get rows that are trained.
     tokenizer.add_special_tokens([*params["required"], *sentinels, *params["added"]])
     tokenizer.save(str(output))
     return Outcome(Counts())

@@ -117,6 +117,18 @@ def test_a_given_tokenizer_keeps_its_ids_and_gets_the_chat_tokens_behind_them(tm
     assert store.manifest(refs["tokenizer"]).report["trained"] is False
 
 
+def test_a_tokenizer_of_another_family_gets_an_end_and_a_pad_token_of_its_own(tmp_path):
+    folder = save_tokenizer(tmp_path / "given", without=("<|endoftext|>", "<fim_pad>"))
+    recipe = given(folder, fim__fim_rate=0)
+
+    store, refs = render_stages(tmp_path / "store", recipe, RECORDS, until="tokenizer")
+
+    before = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    made = Tokenizer.from_file(str(store.path(refs["tokenizer"]) / "tokenizer.json"))
+    assert made.get_vocab() == {**before, "<|endoftext|>": 400, "<fim_pad>": 401}
+    assert store.manifest(refs["tokenizer"]).report["control_ids"]["<fim_pad>"] == 401
+
+
 def test_a_given_tokenizer_counts_by_its_content_and_not_by_its_path(tmp_path):
     folder = save_tokenizer(tmp_path / "given")
     moved = shutil.copytree(folder, tmp_path / "moved")
