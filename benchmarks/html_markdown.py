@@ -180,6 +180,13 @@ def report(
     for kind, explanation in (EXPLAINED | spellings).items():
         cells = " | ".join(f"{count[kind]:,}" for count in counts.values())
         lines.append(f"| {kind} | {cells} | {explanation} |")
+    lines += [
+        "",
+        (
+            "The structure that starloom changes has no meaning: an empty list item, emphasis within "
+            "emphasis of its own kind. Rows that begin with a dash divide `only spelling`."
+        ),
+    ]
     return "\n".join(lines)
 
 

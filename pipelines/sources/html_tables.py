@@ -13,7 +13,7 @@ _ALIGN = re.compile(r"text-align\s*:\s*(left|center|right)", re.IGNORECASE)
 _RULES = {"left": ":---", "center": ":---:", "right": "---:", "": "---"}
 # Cells that spans may add to a table, so that attributes cannot grow it without bound.
 _NOTHING: dict[str, str] = {}
-_MAX_FILLERS = 2_000
+_MAX_FILLERS = 500
 
 
 @dataclass(slots=True)
