@@ -183,8 +183,8 @@ def report(
     lines += [
         "",
         (
-            "The structure that starloom changes has no meaning: an empty list item, emphasis within "
-            "emphasis of its own kind. Rows that begin with a dash divide `only spelling`."
+            "The structure that starloom changes has no meaning: an empty list item, emphasis "
+            "within emphasis of its own kind. Rows that begin with a dash divide `only spelling`."
         ),
     ]
     return "\n".join(lines)
