@@ -130,10 +130,13 @@ class Tokenization(Section):
 
     Of a dialogue that is longer, `truncation: keep-last-turns` trains the last turns that fit, and
     `split-windows` all turns, in windows; `drop` leaves it out, as it does with pairs.
+    `packing: constant-length-mixing` is the seed systems' chunking instead: a stream cut at every
+    block, in which examples are cut and attend to each other.
     """
 
     block_size: Annotated[int, Field(ge=32)] = 1024
     truncation: Literal["drop", "keep-last-turns", "split-windows"] = "drop"
+    packing: Literal["best-fit", "constant-length-mixing"] = "best-fit"
     rows_per_shard: Count = 2048
 
 

@@ -26,9 +26,14 @@ from pipelines.render.splits import SPLITS, TRAIN, is_extra, origin_of
 
 DEPENDS = ("pyarrow", "numpy")
 
+# The mask audit chooses from as many examples.
+AUDITED_FROM = 50_000
 # The largest vocabulary whose ids fit in uint16.
 UINT16_IDS = 65_536
 
+NAMES_SCHEMA = pa.schema(
+    [pa.field(name, pa.string(), nullable=False) for name in ("record_id", "source", "fim")]
+)
 PLAN_SCHEMA = pa.schema(
     [
         ("record_ids", pa.list_(pa.string())),
@@ -38,22 +43,25 @@ PLAN_SCHEMA = pa.schema(
 )
 
 Plan = list[list[int]]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Examples(NamedTuple):
-    """The examples of a split: their columns in memory, their tokens in two int32 files."""
+    """The examples of a split: their columns in memory, their tokens in two int32 files.
 
-    record_ids: list[str]
-    sources: list[str]
-    orders: list[str]
-    lengths: list[int]
+    `names` has the columns record_id, source and fim.
+    """
+
+    names: pa.Table
+    lengths: Array
     input_ids: Path
     labels: Path
 
     @property
-    def starts(self) -> list[int]:
-        """Return where each example begins in the token files."""
-        return [0, *np.cumsum(self.lengths, dtype=np.int64).tolist()][: len(self.lengths)]
+    def starts(self) -> Array:
+        """Return where each example begins in the token files, int64."""
+        found: Array = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
+        return found
 
 
 def params(recipe: Recipe) -> dict[str, Any]:
@@ -62,6 +70,7 @@ def params(recipe: Recipe) -> dict[str, Any]:
         "block_size": recipe.tokenization.block_size,
         "rows_per_shard": recipe.tokenization.rows_per_shard,
         "seed": recipe.split.seed,
+        "packing": recipe.tokenization.packing,
     }
 
 
@@ -72,30 +81,49 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
     shards: list[ShardReport] = []
     rows: dict[str, int] = {}
-    splits: dict[str, Examples] = {}
+    lengths: dict[str, list[int]] = {}
     found = {shard.split: None for shard in inputs["tokenize"].shards}
+    given = {"wide_ids": vocab_size > UINT16_IDS, "mixing": settings["packing"] != "best-fit"}
+    audit: list[dict[str, Any]] = []
     for split in dict.fromkeys((*SPLITS, *found)):
         paths = [path for _, path in inputs["tokenize"].paths(split)]
-        examples = splits[split] = gather_examples(paths, work.path, split)
-        plan = order_rows(plan_rows(examples.lengths, settings["block_size"]), split, settings)
-        rows[split] = len(plan)
-        jobs = list(write_plans(plan, examples, split, settings["rows_per_shard"], work.path))
-        shards += work.map(pack_shard, jobs, {"wide_ids": vocab_size > UINT16_IDS})
+        examples = gather_examples(paths, work.path, split)
+        lengths[split] = examples.lengths.tolist()
+        rows[split], jobs = _plan_split(examples, split, settings, work.path)
+        shards += work.map(pack_shard, jobs, given)
+        if split == TRAIN:
+            audit = _audit(tokenizer, examples)
+        examples.input_ids.unlink()
+        examples.labels.unlink()
     dropped = inputs["tokenize"].report["dropped"]
     if not rows["train"]:
         raise TemplateError(
             f"no example is left to train on (dropped: {dropped or 'none'}); "
             f"raise tokenization.block_size ({settings['block_size']}) or loosen the filters"
         )
-    lengths = {split: examples.lengths for split, examples in splits.items()}
     report = {
+        "packing": settings["packing"],
         "token_report": report_tokens(
             inputs["tokenize"].report, lengths, rows, settings["block_size"]
         ),
-        "mask_audit": _audit(tokenizer, splits["train"]),
+        "mask_audit": audit,
     }
     counts = sum((r.counts for r in shards if not is_extra(r.shard.split)), Counts())
     return Built(tuple(shards), report, counts)
+
+
+def _plan_split(
+    examples: Examples, split: str, settings: Params, folder: Path
+) -> tuple[int, list[Job]]:
+    """Write the plans of a split's shards; return the number of its rows, and the jobs."""
+    block_size, per_shard = settings["block_size"], settings["rows_per_shard"]
+    if settings["packing"] == "best-fit":
+        plan = plan_rows(examples.lengths.tolist(), block_size)
+        segments = whole_examples(order_rows(plan, split, settings), examples)
+    else:
+        order = order_rows([[i] for i in range(len(examples.lengths))], split, settings)
+        segments = cut_stream([row[0] for row in order], examples, block_size)
+    return len(segments.rows) - 1, list(write_plans(segments, examples, split, per_shard, folder))
 
 
 def plan_rows(lengths: Sequence[int], block_size: int) -> Plan:
@@ -138,23 +166,59 @@ def order_rows(plan: Plan, split: str, settings: Params) -> Plan:
     return sorted(plan, key=lambda row: hashlib.sha256(f"{seed}\0{min(row)}".encode()).digest())
 
 
+class Segments(NamedTuple):
+    """Stretches of examples, row after row: `rows` holds where each row's begin, and their end."""
+
+    rows: Array
+    examples: Array
+    starts: Array
+    lengths: Array
+
+
+def whole_examples(plan: Plan, examples: Examples) -> Segments:
+    """Return the segments of a plan: every example whole."""
+    chosen = np.fromiter((i for row in plan for i in row), np.int64)
+    rows = np.concatenate([[0], np.cumsum([len(row) for row in plan], dtype=np.int64)])
+    return Segments(rows, chosen, examples.starts[chosen], examples.lengths[chosen])
+
+
+def cut_stream(order: Sequence[int], examples: Examples, block_size: int) -> Segments:
+    """Return the examples one after the other, cut into rows of exactly a block; a rest is lost.
+
+    This is the constant-length chunking of the seed systems: it cuts examples at row borders, and
+    a row is one document to attention, so that examples mix.
+    """
+    chosen = np.array(order, np.int64)
+    ends = np.cumsum(examples.lengths[chosen], dtype=np.int64)
+    total = int(ends[-1]) // block_size * block_size if len(ends) else 0
+    borders = np.unique(np.concatenate([np.arange(0, total + 1, block_size), ends[ends < total]]))
+    begins = borders[:-1]
+    at = np.searchsorted(ends, begins, side="right")
+    within = begins - (ends - examples.lengths[chosen])[at]
+    rows = np.searchsorted(begins, np.arange(0, total + 1, block_size))
+    return Segments(
+        rows, chosen[at], examples.starts[chosen[at]] + within, np.diff(borders).astype(np.int32)
+    )
+
+
 def gather_examples(paths: Sequence[Path], folder: Path, split: str) -> Examples:
     """Copy the tokens of the split's Parquet shards to files that can be read at any place."""
-    examples = Examples([], [], [], [], folder / f".{split}.input_ids", folder / f".{split}.labels")
-    with examples.input_ids.open("wb") as ids, examples.labels.open("wb") as labels:
+    names, lengths = [NAMES_SCHEMA.empty_table()], [np.empty(0, np.int32)]
+    ids_path, labels_path = folder / f".{split}.input_ids", folder / f".{split}.labels"
+    with ids_path.open("wb") as ids, labels_path.open("wb") as labels:
         for path in paths:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(batch_size=1024):
-                    examples.record_ids.extend(batch["record_id"].to_pylist())
-                    examples.sources.extend(batch["source"].to_pylist())
-                    examples.orders.extend(batch["fim"].to_pylist())
-                    examples.lengths.extend(batch["input_ids"].value_lengths().to_pylist())
-                    ids.write(batch["input_ids"].flatten().to_numpy().tobytes())
-                    labels.write(batch["labels"].flatten().to_numpy().tobytes())
-    return examples
+                    columns = [batch[name] for name in NAMES_SCHEMA.names]
+                    names.append(pa.Table.from_arrays(columns, schema=NAMES_SCHEMA))
+                    lengths.append(batch["input_ids"].value_lengths().to_numpy())
+                    ids.write(batch["input_ids"].flatten().to_numpy())
+                    labels.write(batch["labels"].flatten().to_numpy())
+    table = pa.concat_tables(names).combine_chunks()
+    return Examples(table, np.concatenate(lengths), ids_path, labels_path)
 
 
-def map_tokens(path: Path) -> "np.ndarray[Any, np.dtype[np.int32]]":
+def map_tokens(path: Path) -> Array:
     """Return a file of int32 tokens as an array that is read from disk as it is used."""
     if path.stat().st_size == 0:
         return np.empty(0, dtype=np.int32)
@@ -174,6 +238,9 @@ def pack_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
             inputs[1:], ("int32" if params["wide_ids"] else "uint16", "int32"), strict=True
         )
     ]
+    if params["mixing"]:  # to attention each row is one document
+        ends = np.arange(len(lengths) + 1, dtype=np.int32)
+        lengths = pa.ListArray.from_arrays(ends, pa.array(np.diff(offsets), pa.int32()))
     batch = pa.record_batch(
         [*columns, lengths, plan["record_ids"].combine_chunks()],
         names=["input_ids", "labels", "lengths", "record_ids"],
@@ -196,11 +263,11 @@ def unpack(row: Mapping[str, Any]) -> list[tuple[str, list[int], list[int]]]:
 
 
 def _collect(
-    tokens: "np.ndarray[Any, Any]",
-    starts: "np.ndarray[Any, Any]",
-    sizes: "np.ndarray[Any, Any]",
+    tokens: Array,
+    starts: Array,
+    sizes: Array,
     kind: "np.dtype[Any]",
-    offsets: "np.ndarray[Any, Any]",
+    offsets: Array,
 ) -> pa.ListArray:
     """Return the examples' tokens one after the other, as lists that begin at the offsets."""
     values = np.empty(int(sizes.sum()), dtype=kind)
@@ -213,31 +280,32 @@ def _collect(
 
 def _audit(tokenizer: Tokenizer, examples: Examples) -> list[dict[str, Any]]:
     input_ids, labels = map_tokens(examples.input_ids), map_tokens(examples.labels)
-    starts = examples.starts
+    first = examples.names.slice(0, AUDITED_FROM)
+    lengths, starts = examples.lengths[:AUDITED_FROM].tolist(), examples.starts
+    record_ids, sources, orders = (first[name].to_pylist() for name in NAMES_SCHEMA.names)
     found = []
-    for i in choose_audited(
-        examples.record_ids, examples.sources, examples.orders, examples.lengths
-    ):
-        span = slice(starts[i], starts[i] + examples.lengths[i])
+    for i in choose_audited(record_ids, sources, orders, lengths):
+        span = slice(int(starts[i]), int(starts[i]) + lengths[i])
         mask = labels[span].tolist()
-        found.append(audit_mask(tokenizer, examples.record_ids[i], input_ids[span].tolist(), mask))
+        found.append(audit_mask(tokenizer, record_ids[i], input_ids[span].tolist(), mask))
     return found
 
 
 def write_plans(
-    plan: Plan, examples: Examples, split: str, rows_per_shard: int, folder: Path
+    segments: Segments, examples: Examples, split: str, rows_per_shard: int, folder: Path
 ) -> Iterator[Job]:
-    """Write which examples each shard's rows hold; yield the job of each shard."""
-    starts = examples.starts
-    for number, first in enumerate(range(0, len(plan), rows_per_shard)):
-        rows = [
-            {
-                "record_ids": [examples.record_ids[i] for i in row],
-                "starts": [starts[i] for i in row],
-                "lengths": [examples.lengths[i] for i in row],
-            }
-            for row in plan[first : first + rows_per_shard]
+    """Write which stretches each shard's rows hold; yield the job of each shard."""
+    rows = segments.rows
+    for number, first in enumerate(range(0, len(rows) - 1, rows_per_shard)):
+        borders = rows[first : first + rows_per_shard + 1]
+        part = slice(int(borders[0]), int(borders[-1]))
+        offsets = pa.array(borders - borders[0], pa.int32())
+        record_ids = examples.names["record_id"].take(pa.array(segments.examples[part]))
+        values = (record_ids.combine_chunks(), segments.starts[part], segments.lengths[part])
+        columns = [
+            pa.ListArray.from_arrays(offsets, pa.array(column, field.type.value_type))
+            for column, field in zip(values, PLAN_SCHEMA, strict=True)
         ]
         path = folder / f".{split}-{number:05d}.plan"
-        pq.write_table(pa.Table.from_pylist(rows, schema=PLAN_SCHEMA), path)
+        pq.write_table(pa.Table.from_arrays(columns, schema=PLAN_SCHEMA), path)
         yield Job(f"{split}-{number:05d}.arrow", (path, examples.input_ids, examples.labels), split)
