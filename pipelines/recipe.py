@@ -242,6 +242,15 @@ class Recipe(Section):
         return name
 
     @model_validator(mode="after")
+    def _rates_of_known_sources(self) -> "Recipe":
+        known = [source.id for source in self.sources]
+        for name in self.fim.source_rates:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise ValueError(f"fim.source_rates: no source {name!r} in this recipe{hint}")
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         config, tokenizer = self.model.config, self.tokenizer
         weighted = [source.weight is not None for source in self.sources]
