@@ -89,6 +89,10 @@ RULES = (
 )  # fmt: skip
 
 _ANCHORS = sorted({anchor for rule in RULES for anchor in rule.anchors})
+# Half of the anchors end with an underscore, which a long run follows: one search for all of them.
+_UNDERSCORED = tuple(anchor for anchor in _ANCHORS if anchor.endswith("_"))
+_OTHERS = tuple(anchor for anchor in _ANCHORS if not anchor.endswith("_"))
+_LONG_RUN = re.compile(r"_[A-Za-z0-9+/]{16}")
 URL_PASSWORD = re.compile(
     r"://([^\s/:@\"'`<>{}()$]{0,64}):([^\s/@\"'`<>{}()$]{3,128})@(?=[A-Za-z0-9\[])"
 )
@@ -97,7 +101,9 @@ URL_TOKEN = re.compile(r"://([A-Za-z0-9_\-]{20,128})(?::x-oauth-basic)?@(?=[A-Za
 
 def find_keys(text: str, kinds: frozenset[str]) -> Iterator[Edit]:
     """Yield keys with a known prefix, kind by kind."""
-    present = {anchor for anchor in _ANCHORS if anchor in text}
+    present = {anchor for anchor in _OTHERS if anchor in text}
+    if _LONG_RUN.search(text):
+        present.update(anchor for anchor in _UNDERSCORED if anchor in text)
     for kind, anchors, pattern in RULES:
         if kind not in kinds or present.isdisjoint(anchors):
             continue

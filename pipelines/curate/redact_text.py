@@ -90,7 +90,7 @@ def _settle(found: Iterable[tuple[int, Edit]]) -> list[Edit]:
 def _spare_code(text: str, edits: list[Edit], start: int, end: int, *, certain: bool) -> list[Edit]:
     """Return the edits without those between start and end that break Python which parses."""
     inside = [edit for edit in edits if start <= edit.start and edit.end <= end]
-    if not inside:
+    if all(_is_comment(text, edit) for edit in inside):
         return edits
     source = text[start:end]
     local = [edit._replace(start=edit.start - start, end=edit.end - start) for edit in inside]
@@ -104,6 +104,12 @@ def _spare_code(text: str, edits: list[Edit], start: int, end: int, *, certain: 
         for edit in _quoted(source, local)
     }
     return [edit for edit in edits if edit in fine or edit not in inside]
+
+
+def _is_comment(text: str, edit: Edit) -> bool:
+    """Say whether an edit's line begins with #: Python has a comment or a string there."""
+    line = text[text.rfind("\n", 0, edit.start) + 1 : edit.end]
+    return line.lstrip().startswith("#") and "\n" not in line
 
 
 def _quoted(source: str, edits: list[Edit]) -> Sequence[Edit]:
