@@ -87,8 +87,10 @@ def run_stage(corpus: Path, root: Path, workers: int) -> None:
 
     store = Store(root, workers=workers)
     names = [path.name for path in corpus.glob("*.parquet")]
-    upstream = store.build(StageSpec("quality", {"files": sorted(names)}, "benchmark"), build)
-    ref = build_stage(get_stage("dedup"), load_recipe("quickstart"), {"quality": upstream}, store)
+    stage = get_stage("dedup")
+    [before] = stage.upstream
+    upstream = store.build(StageSpec(before, {"files": sorted(names)}, "benchmark"), build)
+    ref = build_stage(stage, load_recipe("quickstart"), {before: upstream}, store)
     manifest = store.manifest(ref)
     report = {
         "folder": str(store.path(ref)),

@@ -2,10 +2,12 @@
 
 What a model has seen in training cannot measure it, and what a benchmark publishes must not be in
 the held-out rows either. Prompts, all turns of a dialogue and plain text are searched alike. The
-side file hits.parquet shows each hit with both texts. Without lists in the recipe
+side file hits.parquet shows each hit with both texts; the joined groups of deduplication are passed
+on for the splits. Without lists in the recipe
 (`curation.decontaminate.against`) every record stays.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pyarrow.parquet as pq
 
 from pipelines.curate.benchmarks import digest_lists, find_lists, read_items
 from pipelines.curate.contamination import HIT_SCHEMA, find_hits, index_items
+from pipelines.curate.groups import GROUPS
 from pipelines.curate.redact_text import mask
 from pipelines.curate.rows import sum_sources
 from pipelines.curate.selection import drop_rows
@@ -57,6 +60,9 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
         tables = [pq.read_table(work.path / report.shard.file) for report in reports]
         found = pa.concat_tables([found, *tables])
     pq.write_table(found, side)
+    groups = inputs["dedup"].folder / GROUPS
+    if groups.exists():
+        shutil.copyfile(groups, work.keep(GROUPS))
     made = work.map(drop_hits, [Job(shard.file, (path, side)) for shard, path in shards], {})
     benchmarks = pc.value_counts(items["benchmark"]).to_pylist()
     report = {

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pipelines.curate.clusters import read_members
 from pipelines.curate.partitions import unite
 
+GROUPS = "groups.parquet"
 GROUP_SCHEMA = pa.schema([pa.field("group", pa.string()), pa.field("joined", pa.string())])
 
 
@@ -54,3 +55,12 @@ def write_groups(path: Path, files: Sequence[Path]) -> dict[str, int]:
         "joined": len(sizes),
         "largest": int(sizes.max(initial=0)),
     }
+
+
+def read_joined(folder: Path) -> dict[str, str]:
+    """Return {group: name of the joined group} as a stage's folder tells it; {} without a table."""
+    path = folder / GROUPS
+    if not path.exists():
+        return {}
+    table = pq.read_table(path)
+    return dict(zip(table["group"].to_pylist(), table["joined"].to_pylist(), strict=True))

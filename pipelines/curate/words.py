@@ -109,8 +109,13 @@ def hash_spans(data: Bytes, starts: Integers, lengths: Integers) -> Hashes:
     eights = np.ndarray(len(data) - 7, np.dtype("<u8"), data, strides=(1,))
     values = eights[starts] & FIRST_BYTES[np.minimum(lengths, 8)]
     long = np.flatnonzero(lengths > 8)
-    if len(long):
-        values[long] += _hash_rests(eights, starts[long] + 8, lengths[long] - 8)
+    rests = lengths[long] - 8
+    values[long] += (eights[starts[long] + 8] & FIRST_BYTES[np.minimum(rests, 8)]) * MULTIPLIER
+    longer = long[rests > 8]
+    if len(longer):
+        values[longer] += MULTIPLIER * _hash_rests(
+            eights, starts[longer] + 16, lengths[longer] - 16
+        )
     return mix(values)
 
 
