@@ -1,0 +1,138 @@
+"""What a recipe makes of a few records: `starloom preview RECIPE`, in seconds.
+
+The recipe's own rendering stages run on the records, in a folder that is then removed, so what is
+shown is what training gets. Filters, deduplication and redaction come before and are not applied.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.engine import Built, Job, Outcome, Params, Work
+from pipelines.errors import StarloomError, TemplateError
+from pipelines.manifest import Counts, Manifest
+from pipelines.plan import Refs, build_stage, get_stage
+from pipelines.recipe import Recipe
+from pipelines.records import Row, write_rows
+from pipelines.render.encode import encode_prompt, load_tokenizer
+from pipelines.render.reports import FENCE, show_audit, show_tokens
+from pipelines.render.templates import Unrenderable, get_template
+from pipelines.store import StageSpec, Store
+
+NUM_SHOWN = 3
+# Longer examples and prompts are shown by their first and last lines.
+SHOWN_LINES = 60
+
+
+def preview_recipe(recipe: Recipe, records: Sequence[Row], *, limit: int = NUM_SHOWN) -> str:
+    """Return a page on how a recipe renders records; all are counted, `limit` are shown.
+
+    A tokenizer that the recipe trains is trained on these records here. Raises StarloomError where
+    there is no record, and whatever the recipe's template or tokenizer lacks.
+    """
+    if not records:
+        raise StarloomError("no record to preview: the recipe's sources gave none")
+    with tempfile.TemporaryDirectory(prefix="starloom-preview-") as name:
+        store = Store(Path(name), workers=1)
+        refs: Refs = {"split": _store_records(store, records)}
+        for stage in ("tokenizer", "format", "tokenize"):
+            refs[stage] = build_stage(get_stage(stage), recipe, refs, store)
+        parts = [_describe(recipe, store.manifest(refs["tokenizer"]), len(records))]
+        try:
+            refs["pack"] = build_stage(get_stage("pack"), recipe, refs, store)
+        except TemplateError as error:  # nothing is left: say why, below
+            parts.append(f"{error}.")
+        else:
+            report = store.manifest(refs["pack"]).report
+            parts += [show_tokens(report["token_report"]).rstrip()]
+            audited = report["mask_audit"][:limit]
+            parts.append('Examples; lines with "+" are trained on, the others are only read:')
+            parts += [_shorten_text(show_audit([example]).rstrip()) for example in audited]
+        manifests = [store.manifest(refs[stage]) for stage in ("format", "tokenize")]
+        parts += [_describe_shortened(manifests[-1]), _describe_drops(manifests, limit)]
+        parts.append(_describe_prompt(recipe, records, store.path(refs["tokenizer"])))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _store_records(store: Store, records: Sequence[Row]) -> Any:
+    """Put the records where the split stage would leave them, all to train on."""
+
+    def write(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
+        write_rows(output, records)
+        return Outcome(Counts(len(records), len(records), len(records)))
+
+    def build(work: Work) -> Built:
+        return Built((work.one(write, Job("train-00000.parquet", (), "train"), {}),))
+
+    return store.build(StageSpec("split", {}, ""), build)
+
+
+def _describe(recipe: Recipe, tokenizer: Manifest, num_records: int) -> str:
+    settings, template = recipe.tokenization, recipe.template
+    variant = f" ({template.variant})" if template.variant else ""
+    origin = recipe.tokenizer.name_or_path or recipe.model.model_name_or_path
+    if recipe.tokenizer.train_vocab_size:
+        origin = "trained on these records, in a run on the whole train split"
+    trained = "prompts and answers" if template.train_on_prompt else "answers"
+    if template.train_role_header:
+        trained += " with their headers"
+    lines = [
+        f"recipe     {recipe.name}: {recipe.description}",
+        f"records    {num_records:,}, before filters and deduplication",
+        f"template   {template.name}{variant}; trained: {trained}",
+        f"tokenizer  {tokenizer.report['vocab_size']:,} tokens, {origin}",
+        f"rows       {settings.block_size:,} tokens; of longer dialogues: {settings.truncation}",
+    ]
+    return "\n".join(lines)
+
+
+def _describe_shortened(tokenize: Manifest) -> str:
+    found = tokenize.report["shortened"]
+    if not found:
+        return ""
+    return (
+        f"Shortened: {found['dialogues']:,} dialogues to {found['rows']:,} rows, "
+        f"{found['turns_kept']:,} answers kept, {found['turns_dropped']:,} left out."
+    )
+
+
+def _describe_drops(manifests: Sequence[Manifest], limit: int) -> str:
+    lines = []
+    for manifest in manifests:
+        for reason, samples in manifest.report.get("samples", {}).items():
+            lines += [
+                f"- {reason}: {sample['id']}: {sample['detail']}" for sample in samples[:limit]
+            ]
+    return "\n".join(["Left out, for example:", *lines]) if lines else ""
+
+
+def _describe_prompt(recipe: Recipe, records: Sequence[Row], folder: Path) -> str:
+    """Return the prompt of inference for the first record that has one."""
+    template, tokenizer = get_template(recipe.template, folder), load_tokenizer(folder)
+    for record in records:
+        if record["text"] is not None:
+            continue
+        try:
+            pieces = template.render_prompt(record)
+        except Unrenderable:
+            continue
+        text = "".join(piece.text or piece.control or "" for piece in pieces)
+        stops = " or ".join(map(repr, (template.stop, *template.stop_texts)))
+        head = (
+            f"The prompt of `{record['id']}` at inference, {len(encode_prompt(tokenizer, pieces))}"
+        )
+        return f"{head} tokens; the answer ends at {stops}:\n\n" + _shorten_text(
+            f"{FENCE}\n{text}\n{FENCE}"
+        )
+    return ""
+
+
+def _shorten_text(text: str) -> str:
+    """Return a text without the lines in its middle where it is long."""
+    lines = text.split("\n")
+    left_out = len(lines) - SHOWN_LINES
+    if left_out <= 1:
+        return text
+    half = SHOWN_LINES // 2
+    return "\n".join([*lines[:half], f"  ... {left_out:,} lines ...", *lines[-half:]])
