@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipelines.curate.candidates import Order, join_bands, join_repeats
 from pipelines.curate.clusters import KEPT, read_members, resolve_partition
-from pipelines.curate.groups import write_groups
+from pipelines.curate.groups import GROUPS, write_groups
 from pipelines.curate.minhash import NUM_BINS, rows_per_band
 from pipelines.curate.partitions import (
     count_partitions,
@@ -48,7 +48,6 @@ from pipelines.recipe import Recipe
 DEPENDS = ("numpy", "pyarrow")
 FLAGS = "flags.bin"
 CLUSTERS = "clusters.parquet"
-GROUPS = "groups.parquet"
 BANDS_PER_JOB = 8
 CLUSTER_SCHEMA = pa.schema(
     [
@@ -77,7 +76,7 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     that represents it, their similarity and the reason; groups.parquet the groups that clusters
     join.
     """
-    shards = inputs["quality"].paths()
+    shards = inputs["redact"].paths()
     given, settings = recipe.curation.dedup, params(recipe)
     budget = int(given.memory_gb * 2**30 / (2 * work.workers))
     signed = sign_shards(shards, settings, work, incremental=given.incremental)

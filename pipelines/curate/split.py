@@ -52,7 +52,7 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
 
     Raises SourceError where there are too few groups to train on some and hold others out.
     """
-    shards = [path for _, path in inputs["dedup"].paths()]
+    shards = [path for _, path in inputs["decontaminate"].paths()]
     settings = params(recipe)
     seen = _look(shards) if settings["keep_predefined"] else _Seen(_groups(shards))
     settings["given"] = _predefined(seen, settings)

@@ -7,7 +7,7 @@ from pipelines.recipe import Recipe
 from pipelines.records import new_record, read_rows, write_rows
 from pipelines.store import StageSpec, Store
 
-STAGES = ("collect", "language", "quality", "dedup", "split")
+STAGES = ("collect", "language", "quality", "redact", "dedup", "decontaminate", "split")
 
 
 def curation_recipe(*sources, **sections):

@@ -114,11 +114,9 @@ def test_the_trace_shows_stages_sources_licenses_and_urls(prepared):
     assert lines[0].startswith(f"run {run.name} (recipe quickstart, code ")
     refs = run.refs()
     split = refs["split"].digest[:12]
-    dedup = next(line for line in lines if line.startswith("| split "))
-    assert (
-        dedup.split()
-        == f"| split | {split} | 20 | 20 | - | {'dedup:' + refs['dedup'].digest[:12]} |".split()
-    )
+    upstream = f"decontaminate:{refs['decontaminate'].digest[:12]}"
+    shown = next(line for line in lines if line.startswith("| split "))
+    assert shown.split() == f"| split | {split} | 20 | 20 | - | {upstream} |".split()
     assert (
         "source kit, revision 2.0: 6 of 6 records in the training set, 3 urls, 0 authors" in lines
     )
