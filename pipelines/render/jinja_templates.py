@@ -215,10 +215,11 @@ def open_jinja_template(
         record = {"id": "a dialogue to try the template", "messages": turns}
         prompt, whole = template.render_prompt(record), template.render(record)
         untrained = [piece._replace(trained=False) for piece in whole[: len(prompt)]]
-        if prompt != untrained:
+        behind = whole[len(prompt) :]
+        if prompt != untrained or not (behind and behind[0].trained):
             raise TemplateError(
-                f"template {name!r}: with add_generation_prompt it gives {_show(prompt)!r}, its "
-                f"dialogues begin {_show(untrained)!r}; both must be the same"
+                f"template {name!r}: with add_generation_prompt it gives {_show(prompt)!r}, a "
+                f"whole dialogue is {_show(whole)!r}; all before the answer must be the same"
             )
     return replace(template, rules=rules)
 
