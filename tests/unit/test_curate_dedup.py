@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.curate import clusters as clusters_module
-from pipelines.curate import signatures
+from pipelines.curate import dedup, signatures
 from pipelines.curate.candidates import Buckets, distinct_pairs
 from pipelines.curate.minhash import NUM_BINS, jaccard, rows_per_band, sketch
 from pipelines.curate.words import hash_ngrams, hash_words, pack, shingle
@@ -403,3 +403,32 @@ def test_many_texts_at_once_have_the_shingles_of_each_alone():
         mine = grams.hashes[grams.bounds[number] : grams.bounds[number + 1]]
         assert np.unique(mine).tolist() == shingle(value, 5, 42).tolist()
     assert grams.counts.tolist() == [0, 2, 0, 46, 2, 0, 1]
+
+
+def test_a_build_that_stopped_goes_on_with_other_memory_and_gives_the_same(monkeypatch, tmp_path):
+    rows = [record(f"r{i:03d}", text=text(changed(words(99, seed=i % 50), i))) for i in range(300)]
+    shards = [rows[:150], rows[150:]]
+    _, whole, clusters = deduplicated(tmp_path / "whole", *shards)
+
+    def stop(inputs, output, params):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.curate.dedup.resolve_partition", stop)
+        with pytest.raises(KeyboardInterrupt):
+            deduplicated(tmp_path / "stopped", *shards)
+    made = signatures_made(monkeypatch)
+    monkeypatch.setattr("pipelines.curate.partitions.BYTES_PER_DOCUMENT", 2**20)
+    _, resumed, same = deduplicated(tmp_path / "stopped", *shards, memory_gb=0.1)
+
+    assert made == []
+    assert whole.digest == resumed.digest
+    assert clusters == same
+
+
+def test_memory_and_signatures_do_not_enter_the_key():
+    default = dedup.params(curation_recipe())
+    other = {"memory_gb": 0.5, "incremental": False}
+
+    assert dedup.params(curation_recipe(curation={"dedup": other})) == default
+    assert dedup.params(curation_recipe(curation={"dedup": {"ngram": 4}})) != default
