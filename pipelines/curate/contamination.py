@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.curate.benchmarks import Item
@@ -24,7 +25,13 @@ from pipelines.manifest import Counts
 SEED = 0
 FILTER_BITS = 22
 MOST_CHARACTERS = 4000
-WORD = re.compile(r"[0-9A-Za-z_\x80-\U0010ffff]+")
+# White space beyond ASCII, which the hashing of words takes for letters.
+SPACES = r"[\x{85}\x{a0}\x{1680}\x{2000}-\x{200d}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}\x{feff}]"
+WORD = re.compile(
+    r"(?:[0-9A-Za-z_]|(?!"
+    + re.sub(r"\\x\{(\w+)\}", lambda code: f"\\u{int(code[1], 16):04x}", SPACES)
+    + r")[\x80-\U0010ffff])+"
+)
 ITEM_SCHEMA = pa.schema(
     [
         ("benchmark", pa.string()),
@@ -52,12 +59,21 @@ HIT_SCHEMA = pa.schema(
 )
 
 
+def folded_words(texts: pa.Array) -> Grams:
+    """Return the hashes of the words of texts, whatever their case and white space."""
+    other = pc.invert(pc.string_is_ascii(texts))
+    if pc.any(other).as_py():
+        spaced = pc.replace_substring_regex(texts.filter(other), SPACES, " ")
+        texts = pc.replace_with_mask(texts, other, spaced)
+    return hash_words(pack(texts), fold_case=True)
+
+
 def index_items(items: Iterable[Item], ngram: int, min_words: int) -> tuple[pa.Table, pa.Table]:
     """Return the items of at least `min_words` words, each once, and all their n-grams, sorted."""
     rows: list[dict[str, Any]] = []
     grams, seen = [], set()
     for item in items:
-        words = hash_words(pack(pa.array([item.text])), fold_case=True)
+        words = folded_words(pa.array([item.text]))
         length = min(ngram, len(words.hashes))
         key = words.hashes.tobytes()
         if len(words.hashes) < min_words or key in seen:
@@ -141,7 +157,7 @@ class Detector:
 
     def find(self, texts: pa.Array) -> Iterator[Hit]:
         """Yield all hits in some texts."""
-        words = hash_words(pack(texts), fold_case=True)
+        words = folded_words(texts)
         for lookup in self._lookups:
             found = lookup.find(words)
             if len(found.documents):

@@ -82,6 +82,10 @@ SPACED = {
     "one line": lambda text: " ".join(text.split()),
     "blank lines": lambda text: text.replace("\n", "\n\n"),
     "indented": lambda text: "        " + text.replace("\n", "\n        "),
+    "no-break spaces": lambda text: text.replace(" ", "\u00a0"),
+    "wide spaces": lambda text: (
+        "\ufeff" + text.replace(" ", "\u2003\u200b").replace("\n", "\u2028")
+    ),
     "upper case": lambda text: text.upper(),
     "embedded": lambda text: f"{clean_texts(1)[0]}\n{text}\n{clean_texts(2)[1]}",
 }
@@ -237,6 +241,15 @@ def test_a_list_that_is_not_there_is_named_with_its_key(tmp_path):
 
     with pytest.raises(SourceError, match=r"curation\.decontaminate\.against\.0: /no/such\.jsonl"):
         decontaminate.params(recipe)
+
+
+def test_the_part_that_is_shown_ends_where_the_hit_ends(tmp_path):
+    around = "Größe\u00a0zählt, "
+    rows = [record("a", text=around + SOLUTION.replace(" ", "\u00a0") + around)]
+
+    _, _, [hit, *_] = run(tmp_path, [lists(tmp_path, {"text": SOLUTION})], rows)
+
+    assert hit["record_text"].split() == SOLUTION.strip().removesuffix(")").split()
 
 
 def test_adversarial_repeats_of_a_problem_stay_bounded(tmp_path):
