@@ -23,13 +23,13 @@ from pipelines.imported_names import (
     IGNORED,
     IGNORED_PREFIXES,
     KNOWN_MODELS,
-    LAYERS,
     RENAMED,
     UPSTREAM_DEFAULTS,
 )
 from pipelines.overrides import load_yaml, set_dotted
 from pipelines.recipe import Adapter, Recipe, Training
 from pipelines.recipe_problems import explain
+from pipelines.training.architectures import LINEAR_LAYERS
 
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 HEADINGS = {
@@ -217,7 +217,11 @@ def _take_schedule(work: Import) -> None:
 def _take_adapter(work: Import) -> None:
     """Take LoRA's keys, or say that they are ignored where it is off."""
     given = work.given
-    flags = [bool(given.pop(key)) for key in ("use_peft", "use_peft_lora") if key in given]
+    flags = []
+    for key in ("use_peft", "use_peft_lora"):
+        if key in given:
+            flags.append(bool(given.pop(key)))
+            work.say("renamed", key, "the section adapter, there or not")
     keys = [key for key in given if RENAMED.get(key, "").startswith("adapter.")]
     if flags == [False] or not (keys or flags):
         for key in keys:
@@ -226,7 +230,9 @@ def _take_adapter(work: Import) -> None:
         return
     targets: Any = None
     for key in ("lora_target_modules", "target_modules"):
-        targets = given.pop(key, None) or targets
+        if key in given:
+            targets = given.pop(key) or targets
+            work.say("renamed", key, "adapter.target_modules")
     if isinstance(targets, str):
         targets = [name.strip() for name in targets.split(",")]
     work.put("adapter.target_modules", _known_targets(work, targets or ["all-linear"]))
@@ -234,7 +240,7 @@ def _take_adapter(work: Import) -> None:
 
 def _known_targets(work: Import, targets: Any) -> Any:
     """Return the target modules that the model's architecture has, where that is known."""
-    known = LAYERS.get(_architecture(work.values["model"]["model_name_or_path"]) or "")
+    known = LINEAR_LAYERS.get(_architecture(work.values["model"]["model_name_or_path"]) or "")
     if known is None or not isinstance(targets, list):
         return targets
     kept = [name for name in targets if name in known or name == "all-linear"]
@@ -264,10 +270,16 @@ def _take_strategy(work: Import) -> str:
 
 def _take_rest(work: Import) -> None:
     """Take each key that is left by its name, or say why it is ignored."""
+    taken = {f"training.{key}": key for key in work.given if key in Training.model_fields}
     for key, value in work.given.items():
         if key in Training.model_fields:
             work.put(f"training.{key}", value)
         elif key in RENAMED:
+            if RENAMED[key] in taken:
+                text = f"{value} is not taken: {taken[RENAMED[key]]} says the same thing"
+                work.say("conflict", key, text)
+                continue
+            taken[RENAMED[key]] = key
             work.put(RENAMED[key], value)
             if RENAMED[key].rpartition(".")[2] != key:
                 work.say("renamed", key, RENAMED[key])

@@ -127,13 +127,7 @@ DATASET_NOTES = {
     ),
 }
 
-# The linear layers of an architecture, and names of models it is known by.
-LAYERS = {
-    "gpt_bigcode": ("c_attn", "c_proj", "c_fc"),
-    "starcoder2": ("q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"),
-    "llama": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    "qwen2": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-}
+# Names of models by which an architecture is known.
 KNOWN_MODELS = {
     "starcoder2": "starcoder2",
     "starcoder": "gpt_bigcode",

@@ -1,15 +1,18 @@
 """Checks before any long work: what is missing is said in one line, all of it at once."""
 
+import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from pipelines.curate.language import find_model
 from pipelines.errors import PreflightError
 from pipelines.recipe import Recipe, load_hardware
 from pipelines.sources import check_sources
 from pipelines.training.quantization import quantization_problems
+from pipelines.training.targets import target_problems
 
 GB = 10**9
 # Weights, their Adam moments and a gradient copy, in the checkpoint of the widest strategy.
@@ -23,11 +26,40 @@ def check(recipe: Recipe, root: Path, *, train_here: bool = False) -> None:
     `train_here` also checks the recipe's hardware; leave it False where another node trains.
     """
     problems = [*_source_problems(recipe), *_model_problems(recipe), *disk_problems(recipe, root)]
+    problems += _adapter_problems(recipe)
     problems += quantization_problems(recipe, load_hardware(recipe.hardware), here=train_here)
     if train_here:
         problems += hardware_problems(recipe)
     if problems:
         raise PreflightError(f"recipe {recipe.name}: " + "; ".join(problems))
+
+
+def _adapter_problems(recipe: Recipe) -> list[str]:
+    """Check target modules against the base's architecture, where its config.json is here."""
+    if recipe.adapter is None:
+        return []
+    model_type = _model_type(recipe)
+    return target_problems(recipe.adapter.target_modules, model_type) if model_type else []
+
+
+def _model_type(recipe: Recipe) -> str | None:
+    name, revision = recipe.model.model_name_or_path, recipe.model.revision
+    if name is None:
+        return recipe.model.config.model_type if recipe.model.config else None
+    path: Any = Path(name).expanduser() / "config.json"
+    if not path.is_file():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            path = try_to_load_from_cache(name, "config.json", revision=revision)
+        except HFValidationError:  # a path, and no folder there: said elsewhere
+            return None
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return None
+    return str(config.get("model_type")) if isinstance(config, dict) else None
 
 
 def _source_problems(recipe: Recipe) -> list[str]:

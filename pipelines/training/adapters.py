@@ -15,10 +15,13 @@ logger = logging.getLogger(__name__)
 ADAPTER = "adapter"
 
 
-def add_adapter(model: Any, adapter: Adapter, new_ids: list[int]) -> Any:
+def add_adapter(
+    model: Any, adapter: Adapter, new_ids: list[int], revision: str | None = None
+) -> Any:
     """Return the model wrapped in an adapter that also trains the rows of new ids.
 
-    Logs which layers each target pattern matches; RecipeError where one matches none.
+    The base's `revision` goes into the adapter's files. Logs which layers each target pattern
+    matches; RecipeError where one matches none.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -32,6 +35,7 @@ def add_adapter(model: Any, adapter: Adapter, new_ids: list[int]) -> Any:
         target_modules=leaf_names(name for names in found.values() for name in names)
         if "all-linear" in found
         else list(found),
+        revision=revision,
         trainable_token_indices=trained_rows(model, new_ids) or None,
         **adapter.model_dump(exclude={"target_modules"}),
     )

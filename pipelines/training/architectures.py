@@ -9,6 +9,15 @@ DROPOUTS = (
     "residual_dropout", "embedding_dropout",
 )  # fmt: skip
 
+# The layers an adapter can be added to, by model_type; the output head is none of them.
+_LLAMA = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEAR_LAYERS = {
+    "gpt_bigcode": ("c_attn", "c_proj", "c_fc"),
+    "starcoder2": ("q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"),
+    "llama": _LLAMA,
+    "qwen2": _LLAMA,
+}
+
 
 def scratch_config(values: ScratchConfig, vocab_size: int, special_ids: dict[str, int]) -> Any:
     """Return the transformers config of a model from random weights, in StarCoder's proportions."""

@@ -43,7 +43,9 @@ def build_model(recipe: Recipe, tokenizer_dir: Path) -> Any:
             setattr(model.config, name, value)
         model.generation_config = GenerationConfig(**_special_ids(tokenizer))
         _check_positions(model, recipe)
-        return add_adapter(model, recipe.adapter, new_ids) if recipe.adapter else model
+        if recipe.adapter is None:
+            return model
+        return add_adapter(model, recipe.adapter, new_ids, recipe.model.revision)
 
 
 def load_tokenizer(folder: Path) -> Any:

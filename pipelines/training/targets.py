@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pipelines.errors import RecipeError, did_you_mean
+from pipelines.training.architectures import LINEAR_LAYERS
 
 ALL_LINEAR = "all-linear"
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -25,18 +26,28 @@ def resolve_targets(model: Any, patterns: Iterable[str]) -> dict[str, list[str]]
         pattern: [n for n in names if pattern == ALL_LINEAR or f".{n}".endswith(f".{pattern}")]
         for pattern in patterns
     }
-    leaves = leaf_names(names)
-    problems = [
-        f"{pattern!r} matches no layer{did_you_mean(pattern, leaves)}"
-        for pattern, matched in found.items()
-        if not matched
-    ]
-    if problems:
-        raise RecipeError(
-            f"adapter.target_modules: {'; '.join(problems)} "
-            f"(this {model.config.model_type} has: {', '.join(leaves)})"
-        )
+    unmatched = [pattern for pattern, matched in found.items() if not matched]
+    if unmatched:
+        raise RecipeError(_unmatched(unmatched, leaf_names(names), model.config.model_type))
     return found
+
+
+def target_problems(patterns: Iterable[str], model_type: str) -> list[str]:
+    """Say which patterns match no layer of a known architecture, without building a model."""
+    known = sorted(LINEAR_LAYERS.get(model_type, ()))
+    unmatched = [
+        pattern
+        for pattern in patterns
+        if pattern != ALL_LINEAR and pattern.rpartition(".")[2] not in known
+    ]
+    return [_unmatched(unmatched, known, model_type)] if known and unmatched else []
+
+
+def _unmatched(patterns: list[str], known: list[str], model_type: str) -> str:
+    problems = [f"{p!r} matches no layer{did_you_mean(p, known)}" for p in patterns]
+    return (
+        f"adapter.target_modules: {'; '.join(problems)} (this {model_type} has: {', '.join(known)})"
+    )
 
 
 def leaf_names(names: Iterable[str]) -> list[str]:

@@ -14,12 +14,6 @@ ROPE = {
     "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "hidden_size": 32,
     "max_position_embeddings": BLOCK,
 }  # fmt: skip
-LINEAR = {
-    "gpt_bigcode": {"c_attn", "c_proj", "c_fc"},
-    "starcoder2": {"q_proj", "k_proj", "v_proj", "o_proj", "c_fc", "c_proj"},
-    "llama": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
-    "qwen2": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
-}
 NEW_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 

@@ -232,6 +232,14 @@ def test_where_deepspeeds_file_says_another_thing_it_is_told(tmp_path, deepspeed
                 "taken"
             ),
         ),
+        (
+            {"batch_size": 2, "per_device_train_batch_size": 4},
+            "conflict batch_size: 2 is not taken: per_device_train_batch_size says the same thing",
+        ),
+        (
+            {"block_size": 64, "max_seq_length": 128},
+            "conflict max_seq_length: 128 is not taken: block_size says the same thing",
+        ),
         ({"dataset_name": None}, "missing dataset_name: no data is named; set sources.0.path"),
     ],
 )

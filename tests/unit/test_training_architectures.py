@@ -10,11 +10,12 @@ from torch import distributed
 from transformers import AutoTokenizer
 
 from pipelines.jsonlines import read_lines
+from pipelines.training.architectures import LINEAR_LAYERS
 from pipelines.training.attention import check_packing
 from pipelines.training.models import build_model, count_parameters, load_trained
 from pipelines.training.targets import leaf_names, resolve_targets
 from pipelines.training.trainer import train
-from tests.assets.tiny_models import LINEAR, SHAPES, write_base_model, write_chat_tokenizer
+from tests.assets.tiny_models import SHAPES, write_base_model, write_chat_tokenizer
 from tests.assets.training_runs import VOCABULARY, make_recipe, make_run
 
 ARCHITECTURES = sorted(SHAPES)
@@ -97,8 +98,8 @@ def test_all_linear_layers_but_the_head_are_adapted_and_the_new_tokens_rows(base
     model = build_model(recipe_for(base, adapter=ADAPTER), tokenizer)
 
     kind = model.config.model_type
-    assert set(model.peft_config["default"].target_modules) == LINEAR[kind]
-    assert set(leaf_names(model.targeted_module_names)) == LINEAR[kind]
+    assert set(model.peft_config["default"].target_modules) == set(LINEAR_LAYERS[kind])
+    assert set(leaf_names(model.targeted_module_names)) == set(LINEAR_LAYERS[kind])
     rows = {n: p.shape for n, p in model.named_parameters() if "trainable_tokens_delta" in n}
     assert set(rows.values()) == {(len(new_ids), 32)}
     assert len(rows) == (1 if model.config.tie_word_embeddings else 2)
@@ -145,7 +146,7 @@ def test_random_weights_of_each_architecture_have_starcoders_proportions(model_t
     assert config.model_type == model_type
     assert (config.num_hidden_layers, config.num_attention_heads, config.hidden_size) == (3, 4, 64)
     found = resolve_targets(model, ["all-linear"])["all-linear"]
-    assert set(leaf_names(found)) == LINEAR[model_type]
+    assert set(leaf_names(found)) == set(LINEAR_LAYERS[model_type])
     # Preflight knows 300 of the 384 rows.
     estimate = preflight.count_parameters(recipe)
     assert estimate == pytest.approx(count_parameters(model)[0], rel=0.1)

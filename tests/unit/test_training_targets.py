@@ -4,12 +4,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPTBigCodeConfig
 
-from pipelines.errors import RecipeError
+from pipelines import preflight
+from pipelines.errors import PreflightError, RecipeError
 from pipelines.recipe import Adapter
 from pipelines.training.adapters import add_adapter
 from pipelines.training.models import count_parameters
-from pipelines.training.targets import describe_targets, resolve_targets
+from pipelines.training.targets import describe_targets, resolve_targets, target_problems
 from tests.assets.tiny_models import tiny_config
+from tests.assets.training_runs import make_recipe
 
 STARCODERBASE_1B = {"n_layer": 24, "n_head": 16, "n_embd": 2048, "n_inner": 8192}
 STARCODER = {"n_layer": 40, "n_head": 48, "n_embd": 6144, "n_inner": 24576}
@@ -94,3 +96,19 @@ def test_a_pattern_that_matches_nothing_fails_with_what_there_is(model_type, pat
         resolve_targets(on_meta(tiny_config(model_type)), patterns)
 
     assert str(error.value) == f"adapter.target_modules: {message}"
+    assert target_problems(patterns, model_type) == [str(error.value)]
+
+
+@pytest.mark.parametrize("model_type", ["gpt_bigcode", "mystery"])
+def test_what_matches_or_cannot_be_known_is_no_problem(model_type):
+    assert target_problems(["c_attn", "h.0.attn.c_proj", "all-linear"], model_type) == []
+
+
+def test_preflight_refuses_a_pattern_without_a_layer_before_any_work(tmp_path):
+    adapter = {"target_modules": ["c_attn", "q_attn"]}
+    (tmp_path / "config.json").write_text('{"model_type": "gpt_bigcode"}')
+    local = {"model_name_or_path": str(tmp_path)}
+
+    for recipe in (make_recipe(adapter=adapter), make_recipe(adapter=adapter, model=local)):
+        with pytest.raises(PreflightError, match="'q_attn' matches no layer, did you mean 'c_att"):
+            preflight.check(recipe, tmp_path)
