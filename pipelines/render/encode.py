@@ -59,7 +59,7 @@ ROWS_PER_BATCH = 512
 T = TypeVar("T")
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_opened = threading.local()
+_threads = threading.local()
 
 
 class Example(NamedTuple):
@@ -177,7 +177,7 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     """Encode every shard of pieces; rows too long are shortened or dropped, as the recipe says."""
     folder = inputs["tokenizer"].folder
     paths = inputs["format"].paths()
-    fast = choose_fast(load_tokenizer(folder), _sample([path for _, path in paths]))
+    fast = prove_fast(folder, _sample([path for _, path in paths]))
     arguments = {**params(recipe), "tokenizer": str(folder), "fast": fast}
     jobs = [Job(shard.file, (path,), shard.split) for shard, path in paths]
     shards = work.map(encode_shard, jobs, arguments)
@@ -214,19 +214,43 @@ def encode_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
     )
 
 
-def open_tokenizer(folder: Path, *, fast: bool) -> tuple[Tokenizer, TextEncoder]:
-    """Return a folder's tokenizer and its encoder (`open_encoder`).
+class _Opened:
+    """A folder's tokenizer with its encoders, each made when it is asked for."""
 
-    Each thread keeps the last ones: loading takes longer than a small shard, and the fast encoder
-    gets faster with what it has met.
+    def __init__(self, folder: Path, cause: tuple[Any, ...]) -> None:
+        self.cause = cause
+        self.tokenizer = load_tokenizer(folder)
+        self._encoders: dict[bool, TextEncoder] = {}
+
+    def encoder(self, *, fast: bool) -> TextEncoder:
+        if fast not in self._encoders:
+            self._encoders[fast] = open_encoder(self.tokenizer, fast=fast)
+        return self._encoders[fast]
+
+
+def _open(folder: Path) -> _Opened:
+    """Return what this thread had opened last, if that is this folder's tokenizer as it is now.
+
+    Loading takes longer than a small shard, and the fast encoder gets faster with what it has met.
     """
     stat = (folder / "tokenizer.json").stat()
-    cause = (str(folder), stat.st_mtime_ns, stat.st_size, fast)
-    if getattr(_opened, "cause", None) != cause:
-        tokenizer = load_tokenizer(folder)
-        _opened.pair = tokenizer, open_encoder(tokenizer, fast=fast)
-        _opened.cause = cause
-    return _opened.pair  # type: ignore[no-any-return]
+    cause = (str(folder), stat.st_mtime_ns, stat.st_size)
+    opened: _Opened | None = getattr(_threads, "opened", None)
+    if opened is None or opened.cause != cause:
+        opened = _threads.opened = _Opened(folder, cause)
+    return opened
+
+
+def open_tokenizer(folder: Path, *, fast: bool) -> tuple[Tokenizer, TextEncoder]:
+    """Return a folder's tokenizer and its encoder, which this thread keeps for the next shard."""
+    opened = _open(folder)
+    return opened.tokenizer, opened.encoder(fast=fast)
+
+
+def prove_fast(folder: Path, texts: Iterable[str]) -> bool:
+    """Say whether the fast encoder may be used for texts like these; see `choose_fast`."""
+    opened = _open(folder)
+    return choose_fast(opened.tokenizer, texts, lambda: opened.encoder(fast=True))
 
 
 def _sample(paths: Sequence[Path]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -42,22 +42,25 @@ class UnprovenText(Exception):
 
 def find_problem(tokenizer: Tokenizer) -> str | None:
     """Return why this tokenizer's split is not the one written here, or None."""
-    spec = json.loads(tokenizer.to_str())
-    model = spec["model"]
-    plain = {"continuing_subword_prefix": None, "end_of_word_suffix": None, "dropout": None}
-    if model.get("type") != "BPE" or any(model.get(name) for name in plain):
-        return f"its model is {model.get('type')}, not plain byte-level BPE"
-    if spec.get("normalizer"):
-        return f"it normalizes text ({spec['normalizer'].get('type')})"
-    if any(not token["special"] for token in spec.get("added_tokens") or ()):
+    model = tokenizer.model
+    if not isinstance(model, models.BPE):
+        return f"its model is {type(model).__name__}, not plain byte-level BPE"
+    if model.dropout or model.continuing_subword_prefix or model.end_of_word_suffix:
+        return "its model is a BPE with dropout or affixes, not plain byte-level BPE"
+    if tokenizer.normalizer is not None:
+        return f"it normalizes text ({type(tokenizer.normalizer).__name__})"
+    if not all(token.special for token in tokenizer.get_added_tokens_decoder().values()):
         return "it has added tokens that are not special, which text can produce"
-    if _digits_apart(spec.get("pre_tokenizer") or {}) is None:
+    if _digits_apart(tokenizer) is None:
         return "it splits text by another pattern than GPT-2's"
     return None
 
 
-def _digits_apart(spec: dict[str, Any]) -> bool | None:
+def _digits_apart(tokenizer: Tokenizer) -> bool | None:
     """Return whether digits are split off one by one; None for any other pre-tokenizer."""
+    if tokenizer.pre_tokenizer is None:
+        return None
+    spec = json.loads(tokenizer.pre_tokenizer.__getstate__())
     steps = spec["pretokenizers"] if spec.get("type") == "Sequence" else [spec]
     names = [step.get("type") for step in steps]
     last = steps[-1] if steps else {}
@@ -82,8 +85,7 @@ class FastEncoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Take a tokenizer that `find_problem` has nothing against."""
-        spec = json.loads(tokenizer.to_str())
-        self._digits_apart = bool(_digits_apart(spec["pre_tokenizer"]))
+        self._digits_apart = bool(_digits_apart(tokenizer))
         self._split = tokenizer.pre_tokenizer.pre_tokenize_str
         self._classes = np.full(0x110000, UNKNOWN, dtype=np.uint8)
         self._classify(np.arange(128))

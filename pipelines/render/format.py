@@ -22,7 +22,7 @@ from pipelines.recipe import Recipe
 from pipelines.records import Row, body_text, read_rows
 from pipelines.render.code_rows import CodeFormatter, make_row
 from pipelines.render.drops import Drops
-from pipelines.render.encode import in_batches, load_tokenizer, open_tokenizer
+from pipelines.render.encode import in_batches, open_tokenizer, prove_fast
 from pipelines.render.fim import is_permuted
 from pipelines.render.fragments import Splitter
 from pipelines.render.piece_columns import piece_column
@@ -30,7 +30,7 @@ from pipelines.render.pieces import PIECE
 from pipelines.render.sentinels import STARCODER, find_sentinels
 from pipelines.render.splits import TRAIN, list_extra_splits
 from pipelines.render.templates import Template, Unrenderable, get_template
-from pipelines.render.text_encoder import SAMPLED_ROWS, SAMPLED_SHARDS, choose_fast
+from pipelines.render.text_encoder import SAMPLED_ROWS, SAMPLED_SHARDS
 from pipelines.template_settings import Template as Settings
 
 DEPENDS = ("tokenizers", "pyarrow")
@@ -87,7 +87,7 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     """
     folder = inputs["tokenizer"].folder
     paths = inputs["split"].paths()
-    fast = choose_fast(load_tokenizer(folder), _sample([path for _, path in paths]))
+    fast = prove_fast(folder, _sample([path for _, path in paths]))
     arguments = {**params(recipe), "tokenizer": str(folder), "fast": fast, "pass": 0, "twin": None}
     held_out = {
         **arguments,

@@ -5,7 +5,7 @@ was shown to agree with the tokenizer on a sample of the very corpus (`choose_fa
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -79,7 +79,11 @@ def join_texts(texts: Iterable[str]) -> tuple[Array, Array]:
     return np.frombuffer(b"".join(parts), np.uint8), np.concatenate([[0], np.cumsum(sizes)])
 
 
-def choose_fast(tokenizer: Tokenizer, texts: Iterable[str]) -> bool:
+def choose_fast(
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    open_fast: Callable[[], TextEncoder] | None = None,
+) -> bool:
     """Say whether the fast encoder may be used, which both encoding a sample alike decides.
 
     A line in the log names the reason where it may not.
@@ -97,7 +101,8 @@ def choose_fast(tokenizer: Tokenizer, texts: Iterable[str]) -> bool:
             if left <= 0:
                 break
         data, offsets = join_texts(sample)
-        fast = open_encoder(tokenizer, fast=True).encode_spans(data, offsets)
+        encoder = open_fast() if open_fast else open_encoder(tokenizer, fast=True)
+        fast = encoder.encode_spans(data, offsets)
         exact = BatchEncoder(tokenizer).encode_spans(data, offsets)
         if all(np.array_equal(*pair) for pair in zip(fast, exact, strict=True)):
             return True

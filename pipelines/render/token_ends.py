@@ -1,5 +1,6 @@
 """Where tokens end in their text, from the ids alone: a byte-level token is so many bytes long."""
 
+import functools
 import json
 from typing import Any
 
@@ -13,17 +14,24 @@ class TokenSizes:
     """The bytes of each token of a byte-level vocabulary; None for other vocabularies."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Read the vocabulary: one character of a token stands for one byte."""
-        spec = json.loads(tokenizer.to_str())
-        split = spec.get("pre_tokenizer") or {}
-        steps = [split, *split.get("pretokenizers", ())]
-        byte_level = any(step.get("type") == "ByteLevel" for step in steps)
-        self.bytes: Array | None = None
-        if byte_level and not spec.get("normalizer"):
-            vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-            self.bytes = np.zeros(max(vocabulary.values(), default=0) + 1, np.int64)
-            for token, index in vocabulary.items():
-                self.bytes[index] = len(token)
+        """Take a tokenizer; its vocabulary is read when it is needed."""
+        self._tokenizer = tokenizer
+
+    @functools.cached_property
+    def bytes(self) -> Array | None:
+        """Return the bytes of each id: one character of a token stands for one."""
+        split = self._tokenizer.pre_tokenizer
+        spec = json.loads(split.__getstate__()) if split is not None else {}
+        steps = [spec, *spec.get("pretokenizers", ())]
+        if self._tokenizer.normalizer is not None or all(
+            step.get("type") != "ByteLevel" for step in steps
+        ):
+            return None
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        found = np.zeros(max(vocabulary.values(), default=0) + 1, np.int64)
+        for token, index in vocabulary.items():
+            found[index] = len(token)
+        return found
 
 
 def find_ends(
