@@ -13,6 +13,9 @@ TemplateName = Literal[
 ]  # fmt: skip
 
 
+JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
+
+
 class Template(Section):
     """How a record becomes text. `train_on_prompt` puts the prompt's tokens into the loss too.
 
@@ -60,6 +63,18 @@ class Template(Section):
             raise ValueError("file belongs to the names few-shot and file, which need it")
         if self.variant is not None and self.name != "starchat":
             raise ValueError(f"variant belongs to the name starchat, not to {self.name!r}")
+        for key in ("train_on_prompt", "train_role_header"):
+            if self.is_jinja and getattr(self, key):
+                raise ValueError(
+                    f"{key}: a Jinja template says with generation blocks what is trained; "
+                    "remove the key or set it to false"
+                )
         if self.control_tokens and self.name not in ("file", "model"):
             raise ValueError(f"control_tokens: the template {self.name!r} has its own")
         return self
+
+    @property
+    def is_jinja(self) -> bool:
+        """Return whether the template is Jinja: the model's own, or a file of that kind."""
+        is_file = self.name == "file" and Path(self.file or "").suffix in JINJA_SUFFIXES
+        return is_file or self.name == "model"

@@ -39,8 +39,6 @@ __all__ = [
 
 Template = PromptTemplate | ChatTemplate | JinjaTemplate
 
-JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
-
 
 def get_template(settings: Settings, folder: Path | None = None) -> Template:
     """Return the template of a recipe.
@@ -51,7 +49,7 @@ def get_template(settings: Settings, folder: Path | None = None) -> Template:
     """
     if settings.name in FRAMES:
         return _prompt_template(settings)
-    if _is_jinja(settings):
+    if settings.is_jinja:
         return _jinja_template(settings, folder)
     written, system = _chat_format(settings)
     if system is not None and "system" not in written.turns:
@@ -72,14 +70,14 @@ def control_tokens(template: Template) -> tuple[str, ...]:
 
 def added_tokens(settings: Settings) -> tuple[str, ...]:
     """Return the control tokens a tokenizer needs for a template, which may need the tokenizer."""
-    return settings.control_tokens if _is_jinja(settings) else get_template(settings).control_tokens
+    return settings.control_tokens if settings.is_jinja else get_template(settings).control_tokens
 
 
 def exported_template(settings: Settings) -> str | None:
     """Return the Jinja template for the tokenizer; None where that brings its own."""
     if settings.name == "model":
         return None
-    if _is_jinja(settings):
+    if settings.is_jinja:
         return settings.file_text
     return get_template(settings).chat_template
 
@@ -139,18 +137,7 @@ def _rules(settings: Settings, system: str | None) -> DialogueRules:
     )
 
 
-def _is_jinja(settings: Settings) -> bool:
-    is_file = settings.name == "file" and Path(settings.file or "").suffix in JINJA_SUFFIXES
-    return is_file or settings.name == "model"
-
-
 def _jinja_template(settings: Settings, folder: Path | None) -> JinjaTemplate:
-    for key in ("train_on_prompt", "train_role_header"):
-        if getattr(settings, key):
-            raise TemplateError(
-                f"template.{key}: a Jinja template says with generation blocks what is trained; "
-                "remove the key"
-            )
     if folder is None:
         raise TemplateError(f"the template {settings.name!r} is read with a tokenizer's folder")
     source = settings.file_text if settings.name == "file" else read_chat_template(folder)

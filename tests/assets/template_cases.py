@@ -126,8 +126,9 @@ def save_folder(tokenizer: Tokenizer, folder: Path, chat_template=OWN) -> Path:
     return folder
 
 
+@functools.cache
 def open_template(settings, folder):
-    """Return the template of some settings, with changes."""
+    """Return the template of some settings for the tokenizer in a folder."""
     return get_template(settings, folder)
 
 

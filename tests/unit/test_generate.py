@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from pipelines.errors import StarloomError
-from pipelines.render.encode import load_tokenizer
+from pipelines.render.encode import encode_pieces, load_tokenizer
+from pipelines.render.pieces import Piece
 from pipelines.runs import Run
 from pipelines.serve import generate as module
-from pipelines.serve.generate import complete, generate
+from pipelines.serve.generate import StopTexts, complete, cut_at_stop, generate
 from pipelines.training.models import load_trained
 from tests.assets.finished_runs import CONTEXT, make_finished_run
 
@@ -103,3 +104,41 @@ def test_a_run_without_a_model_says_how_to_resume(run, tmp_path):
         f"run {run.name} has no model yet, its training is not finished: "
         "`starloom run quickstart` resumes it"
     )
+
+
+def test_a_text_that_ends_a_turn_stops_the_model_and_is_cut(model, run):
+    tokenizer = load_tokenizer(run.model)
+    ids = encode_pieces(tokenizer, [Piece("count to 1\n")]).input_ids
+    whole = complete(model, ids, stop=[299], max_new_tokens=40)
+    text = tokenizer.decode(whole.ids)
+    assert "two" in text
+
+    stops = StopTexts(tokenizer, ("nowhere", "two"))
+    stopped = complete(model, ids, stop=[299], max_new_tokens=40, stop_texts=stops)
+
+    found = tokenizer.decode(stopped.ids)
+    assert (stopped.stopped, whole.stopped) == (True, False)
+    assert len(stopped.ids) < len(whole.ids)
+    assert text.startswith(found)
+    assert cut_at_stop(found, stops.texts) == text[: text.index("two")]
+    assert cut_at_stop("a\nHuman: b\nHuman:", ("\nHuman:",)) == "a"
+    assert cut_at_stop("a", ("\nHuman:",)) == "a"
+
+
+def test_templates_whose_turns_end_with_text_give_the_answer_alone(run, monkeypatch):
+    given = run.recipe()
+    changed = {"template": given.template.model_copy(update={"name": "human-assistant"})}
+    recipe = given.model_copy(update=changed)
+    monkeypatch.setattr(Run, "recipe", lambda self: recipe)
+    tokenizer = load_tokenizer(run.model)
+    seen = {}
+
+    def spy(model, ids, *, stop_texts, **_):
+        seen.update(prompt=tokenizer.decode(ids), stops=stop_texts.texts)
+        text = " one\nHuman: and two?\nAssistant: two"
+        return module.Completion(encode_pieces(tokenizer, [Piece(text)]).input_ids, True)
+
+    monkeypatch.setattr(module, "complete", spy)
+
+    assert generate(run, "count to 1") == " one"
+    assert seen == {"prompt": "Human: count to 1\nAssistant:", "stops": ("\nHuman:",)}

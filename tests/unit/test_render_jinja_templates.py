@@ -179,7 +179,7 @@ def test_what_the_template_itself_refuses_is_refused_with_the_record(folder):
 
 @pytest.mark.parametrize("key", ["train_on_prompt", "train_role_header"])
 def test_keys_without_an_effect_on_jinja_are_refused(folder, key):
-    with pytest.raises(TemplateError, match=f"template.{key}: a Jinja template says"):
+    with pytest.raises(ValueError, match=f"{key}: a Jinja template says"):
         own(folder, **{key: True})
 
 

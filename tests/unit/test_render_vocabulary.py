@@ -9,12 +9,17 @@ from tokenizers import Tokenizer
 
 from pipelines.errors import PreflightError, TemplateError
 from pipelines.plan import get_stage, stage_spec
+from pipelines.records import read_rows
 from pipelines.render import vocabulary
 from pipelines.render.vocabulary import STARCODER_TOKENS, train_tokenizer
 from pipelines.store import Store
 from tests.assets.rendering import CORPUS, record, render_stages, rendering_recipe, store_split
 
 RECORDS = {"train": [record(f"r:{i}", text=text) for i, text in enumerate(CORPUS)]}
+
+
+def with_own_template(path, **overrides):
+    return given(path, template__name="model", template__train_on_prompt=False, **overrides)
 
 
 def given(path, **overrides):
@@ -152,6 +157,61 @@ def test_a_tokenizer_without_the_sentinels_is_refused_with_the_remedy(tmp_path):
     recipe = given(folder, fim__fim_rate=0)
     _, refs = render_stages(tmp_path / "store", recipe, RECORDS, until="tokenizer")
     assert refs["tokenizer"].stage == "tokenizer"
+
+
+def test_the_tokenizer_carries_the_chat_template_of_the_recipe(tmp_path):
+    from transformers import AutoTokenizer
+
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    recipe = rendering_recipe(template__name="starchat", template__system="Be kind.")
+
+    store, refs = render_stages(tmp_path, recipe, RECORDS, until="tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(store.path(refs["tokenizer"]))
+
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == (
+        "<|system|>\nBe kind.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nHello<|end|>\n"
+    )
+
+
+OWN = (
+    "{% for m in messages %}{{ '<turn>' + m['role'] + m['content'] + '<|endoftext|>' }}{% endfor %}"
+)
+OWN += "{% if add_generation_prompt %}{{ '<turn>assistant' }}{% endif %}"
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.jinja"])
+def test_a_models_own_chat_template_is_kept_and_used(tmp_path, where):
+    folder = save_tokenizer(tmp_path / "given")
+    text = OWN if where.endswith("jinja") else json.dumps({"chat_template": OWN})
+    (folder / where).write_text(text)
+    recipe = with_own_template(folder, template__control_tokens=["<turn>"])
+    pair = record("p", prompt="Hi", completion="Hello")
+
+    store, refs = render_stages(
+        tmp_path / "store", recipe, {"train": [*RECORDS["train"], pair]}, until="format"
+    )
+    made = store.path(refs["tokenizer"])
+    config = json.loads((made / "tokenizer_config.json").read_text())
+    ((_, path),) = store.shards(refs["format"], "train")
+    (row,) = (row for row in read_rows(path) if row["record_id"] == "p")
+    spec = vocabulary.params(recipe)
+
+    assert config["chat_template"] == OWN
+    assert store.manifest(refs["tokenizer"]).report["control_ids"]["<turn>"] == 400
+    assert [piece["text"] or piece["control"] for piece in row["pieces"]] == [
+        "<turn>", "user", "Hi", "<|endoftext|>", "<turn>", "assistant", "Hello", "<|endoftext|>",
+    ]  # fmt: skip
+    assert [piece["trained"] for piece in row["pieces"]] == [False] * 6 + [True] * 2
+    assert (spec["chat_template"], str(tmp_path) in repr(spec)) == (OWN, False)
+
+
+def test_a_template_of_a_model_that_has_none_is_refused(tmp_path):
+    folder = save_tokenizer(tmp_path / "given")
+
+    with pytest.raises(TemplateError, match="has no chat template; name one"):
+        vocabulary.params(with_own_template(folder))
+    with pytest.raises(TemplateError, match="a tokenizer that is trained here has no chat"):
+        vocabulary.params(rendering_recipe(template__name="model", template__train_on_prompt=False))
 
 
 def test_a_folder_without_a_tokenizer_is_refused_with_the_remedy(tmp_path):
