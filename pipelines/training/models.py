@@ -91,10 +91,17 @@ def save_trained(model: Any, folder: Path, tokenizer_dir: Path, dtype: str) -> N
 def count_parameters(model: Any) -> tuple[int, int]:
     """Return (all parameters, trainable parameters); tied weights count once.
 
-    Under ZeRO-3 a parameter's own size is that of its shard, and `ds_numel` the true one.
+    Under ZeRO-3 a parameter's own size is that of its shard, and `ds_numel` the true one; in 4 bit
+    a byte holds two.
     """
-    sizes = [(int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for p in model.parameters()]
+    sizes = [(_size(p), p.requires_grad) for p in model.parameters()]
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+
+
+def _size(parameter: Any) -> int:
+    size = int(getattr(parameter, "ds_numel", parameter.numel()))
+    packed = type(parameter).__name__ == "Params4bit" and parameter.dtype == torch.uint8
+    return size * 2 if packed else size
 
 
 def _from_scratch(recipe: Recipe, values: ScratchConfig, tokenizer: Any) -> Any:

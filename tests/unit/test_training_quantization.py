@@ -11,7 +11,7 @@ from pipelines.recipe import Hardware, load_recipe
 from pipelines.training import quantization
 from pipelines.training.adapters import has_adapter
 from pipelines.training.attention import check_packing
-from pipelines.training.models import build_model, load_trained, save_trained
+from pipelines.training.models import build_model, count_parameters, load_trained, save_trained
 from pipelines.training.quantization import is_quantized, quantization_problems
 from tests.assets.tiny_models import write_base_model, write_chat_tokenizer
 from tests.assets.training_runs import make_recipe
@@ -103,6 +103,22 @@ def test_random_weights_are_not_quantized():
         make_recipe(model__quantization_config=FOUR, adapter=ADAPTER)
 
 
+def size_of_full_weights(base, tokenizer):
+    model = {"model_name_or_path": str(base), "dtype": "float32"}
+    return count_parameters(build_model(make_recipe(model=model, adapter=ADAPTER), tokenizer))[0]
+
+
+def test_a_quantized_model_moves_as_evaluation_moves_it(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="the extra bitsandbytes is not installed")
+    base = write_base_model(tmp_path, "gpt_bigcode")
+    model = build_model(recipe(base), base)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = model.train()(ids).logits
+        moved = model.to("cpu", torch.bfloat16).train()(ids).logits
+    assert torch.allclose(before, moved.float(), atol=0.05)
+
+
 @pytest.mark.parametrize("architecture", ["gpt_bigcode", "llama"])
 @pytest.mark.parametrize(("config", "tolerance"), [(FOUR, 1e-5), (EIGHT, 2e-2)])
 def test_the_saved_model_is_the_one_that_was_trained(architecture, config, tolerance, tmp_path):
@@ -112,6 +128,7 @@ def test_the_saved_model_is_the_one_that_was_trained(architecture, config, toler
     model = build_model(recipe(base, config), tokenizer)
     assert is_quantized(model.base_model.model)
     assert has_adapter(model)
+    assert count_parameters(model)[0] == size_of_full_weights(base, tokenizer)
     check_packing(model, "cpu")
 
     ids = torch.tensor([[5, 6, 7, *new_ids, 8, 9]])
