@@ -9,6 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.engine import Job, Work
+from pipelines.records import read_rows
+from pipelines.source_settings import StackExchangeSource
+from pipelines.sources import stack_exchange
 from pipelines.sources.stack_exchange import dump, imports
 from pipelines.sources.stack_exchange.dump import find_extent, read_range
 from pipelines.sources.stack_exchange.parsing import COLUMNS, parse_post, parse_posts
@@ -20,7 +23,7 @@ from pipelines.sources.stack_exchange.rows import (
     read_line,
     split_lines,
 )
-from tests.assets.stack_exchange_dump import answer, posts_xml, question, row
+from tests.assets.stack_exchange_dump import answer, dump_source, posts_xml, question, row
 
 NAMES = tuple(COLUMNS.values())
 # What XML can hold in an attribute, and often what means something to a parser.
@@ -142,3 +145,58 @@ def test_partitions_hold_every_post_and_counts_add_up(rows, edits, count):
         for post in posts.to_pylist():
             key = post["id"] if post["type"] == 1 else post["parent"]
             assert partition_of(np.array([key]), count).tolist() == [number]
+
+
+SELECTIONS = st.fixed_dictionaries(
+    {
+        "select": st.sampled_from(["accepted", "best", "top-k", "all"]),
+        "top_k": st.integers(1, 3),
+        "min_answer_score": st.one_of(st.none(), st.integers(-2, 5)),
+        "min_question_score": st.one_of(st.none(), st.integers(-2, 5)),
+        "pairs": st.booleans(),
+        "max_pairs": st.integers(1, 3),
+        "max_records": st.one_of(st.none(), st.integers(1, 6)),
+        "closed_questions": st.sampled_from(["keep", "drop"]),
+    }
+)
+IDS = st.integers(1, 12)  # few, so that answers meet questions, and ids each other
+BODIES = st.sampled_from(["", " ", "<p>a</p>", "<p>b</p>", "<pre><code>c</code></pre>"])
+POSTS = st.one_of(
+    st.builds(
+        question,
+        IDS,
+        Body=BODIES,
+        Title=st.sampled_from(["", "t"]),
+        Score=st.integers(-3, 9),
+        AcceptedAnswerId=st.one_of(st.none(), IDS),
+        ClosedDate=st.sampled_from([None, "2020-01-01T00:00:00.000"]),
+    ),
+    st.builds(answer, IDS, IDS, Body=BODIES, Score=st.integers(-3, 9)),
+    st.builds(row, Id=IDS, PostTypeId=st.integers(3, 9)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(POSTS, max_size=25), SELECTIONS, st.integers(1, 3))
+def test_every_post_is_counted_once_whatever_is_selected(rows, keys, count):
+    with TemporaryDirectory() as folder, patch.object(imports, "count_partitions", lambda _: count):
+        Path(folder, "Posts.xml").write_bytes(posts_xml(*rows))
+        source = StackExchangeSource.model_validate(dump_source(folder, **keys))
+        raw = stack_exchange.locate(source)
+        given_ = {
+            "id": "se", "license": None, "openai_outputs": False, "first": 0,
+            "limit": source.max_records, "origin": {"revision": "r"},
+        }  # fmt: skip
+        work = Work(Path(folder, "work"))
+        work.path.mkdir()
+        made = stack_exchange.read(source, raw, work, given_)
+        records = [row for r in made.reports for row in read_rows(work.path / r.shard.file)]
+
+    counts = sum((report.counts for report in made.reports), made.unread)
+    counts.check("all")
+    made.unread.check("unread")
+    assert counts.rows_in == len(rows)
+    assert counts.rows_out == len(records) <= (source.max_records or len(records))
+    for record in records:
+        assert record["prompt"]
+        assert record["completion"]

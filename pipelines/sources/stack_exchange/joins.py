@@ -109,7 +109,7 @@ def _split_threads(posts: pa.Table, order: npt.NDArray[np.int64]) -> Iterator[li
 
 def _make_thread(rows: list[Row]) -> Thread:
     """Put the posts of one question together; of rows with one id the first one counts."""
-    unique = {(row["type"], row["id"]): row for row in reversed(rows)}
-    posts = [unique[key] for key in sorted(unique)]
+    unique = {row["id"]: row for row in reversed(rows)}
+    posts = sorted(unique.values(), key=lambda row: (row["type"], row["id"]))
     question = posts.pop(0) if posts[0]["type"] == QUESTION else None
     return Thread(question, posts, len(rows) - len(unique))
