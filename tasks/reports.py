@@ -14,8 +14,8 @@ import httpx
 from prefect.artifacts import create_markdown_artifact
 
 from pipelines.evals.scorecard import verdict
-from pipelines.lineage import build_lineage, reasons_text, trace_text
-from pipelines.manifest import Manifest
+from pipelines.funnel import funnel_text
+from pipelines.lineage import build_lineage, trace_text
 from pipelines.markdown import table
 from pipelines.plan import STAGES, open_store
 from pipelines.recipe import Recipe, load_hardware
@@ -38,7 +38,7 @@ def show_dataset(recipe: Recipe, refs: Refs) -> None:
     trained = sum(shard.trained_tokens for shard in packed.shards)
     _markdown(
         "dataset-funnel",
-        funnel_table(manifests, refs),
+        funnel_text(manifests, {name: ref.cached for name, ref in refs.items()}),
         f"{recipe.name}: {collected:,} records collected, {kept:,} kept, "
         f"{refs['pack'].rows:,} packed rows",
     )
@@ -53,26 +53,6 @@ def show_dataset(recipe: Recipe, refs: Refs) -> None:
         show_audit(packed.report["mask_audit"]),
         f"{recipe.name}: what enters the loss, in {len(packed.report['mask_audit'])} examples",
     )
-
-
-def funnel_table(manifests: Mapping[str, Manifest], refs: Refs) -> str:
-    """Return rows in and out of each stage, and why the others left."""
-    rows = [
-        [
-            name,
-            manifest.counts.rows_in,
-            manifest.counts.used,
-            manifest.counts.rows_out,
-            reasons_text(
-                {"dropped": manifest.counts.dropped, "quarantined": manifest.counts.quarantined}
-            ),
-            f"reused, {manifest.cost.seconds:.1f} s"
-            if refs[name].cached
-            else f"built, {manifest.cost.seconds:.1f} s",
-        ]
-        for name, manifest in manifests.items()
-    ]
-    return table(["stage", "rows in", "used", "rows out", "left out", "work"], rows)
 
 
 def show_loss(run: Run) -> None:
