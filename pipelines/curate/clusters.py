@@ -94,9 +94,8 @@ class Partition:
         left, right = sorted((self.leader[left], self.leader[right]))
         if left == right:
             return 1.0
-        if (left, right) not in self.similarities:
-            self.similarities[left, right] = self._compare(left, right)
-        return self.similarities[left, right]
+        known = self.similarities.get((left, right))
+        return self._compare(left, right) if known is None else known
 
     def _compare(self, left: int, right: int) -> float:
         mine, theirs = self.shingles[left], self.shingles[right]
@@ -159,8 +158,10 @@ def resolve(partition: Partition, repeats: Pairs, similar: Pairs) -> list[Member
         partition.neighbors[a].append(b)
         partition.neighbors[b].append(a)
         # A pair inside one cluster cannot change it, so it needs no verification.
-        apart = partition.root(a) != partition.root(b)
-        if apart and partition.similarity(a, b) >= partition.threshold:
+        if partition.root(a) == partition.root(b):
+            continue
+        value = partition.similarities[min(a, b), max(a, b)] = partition.similarity(a, b)
+        if value >= partition.threshold:
             partition.join(a, b)
     return _decide(partition)
 
@@ -222,17 +223,15 @@ def member_table(partition: Partition, members: Sequence[Member]) -> pa.Table:
     for member in members:
         document = partition.documents[member.place]
         first[member.root] = min(first.get(member.root, document), document)
-    rows = [
-        {
-            "document": partition.documents[member.place],
-            "id": partition.ids[member.place],
-            "group": partition.groups[member.place],
-            "cluster": first[member.root],
-            "representative": partition.ids[member.best],
-            "jaccard": member.jaccard,
-            "reason": member.reason,
-        }
-        for member in members
+    members = sorted(members, key=lambda member: partition.documents[member.place])
+    places = [member.place for member in members]
+    columns: list[list[Any]] = [
+        [partition.documents[place] for place in places],
+        [partition.ids[place] for place in places],
+        [partition.groups[place] for place in places],
+        [first[member.root] for member in members],
+        [partition.ids[member.best] for member in members],
+        [member.jaccard for member in members],
+        [member.reason for member in members],
     ]
-    rows.sort(key=lambda row: row["document"])
-    return pa.Table.from_pylist(rows, schema=MEMBER_SCHEMA)
+    return pa.table(columns, schema=MEMBER_SCHEMA)
