@@ -160,6 +160,7 @@ def measure_all(folder: Path, megabytes: float) -> None:
     print(f"\n{table(rows)}\n", flush=True)
     print(quality(clusters, texts, sure), flush=True)
     print(refresh(corpus, folder, ours), flush=True)
+    print(growth(corpus, folder), flush=True)
 
 
 def headline(size: float, records: int) -> str:
@@ -233,6 +234,40 @@ def refresh(corpus: Path, folder: Path, full: dict) -> str:
         f"Refresh with 1 new shard of {signed['shards']}: {signed['reused']} signed before, "
         f"{after['cpu']:.2f} CPU s against {full['cpu']:.2f} at first; same result: {equal}.\n"
     )
+
+
+def growth(corpus: Path, folder: Path) -> str:
+    """Return what a quarter of the corpus, all of it and four times as much cost."""
+    rows = [["corpus MB", "records", "CPU s", "MB/CPU s", "peak MB"]]
+    shards = sorted(corpus.glob("records-*.parquet"))
+    for name, chosen, copies in (("quarter", shards[::4], 1), ("four", shards, 4)):
+        grown = folder / name
+        shutil.rmtree(grown, ignore_errors=True)
+        shutil.rmtree(folder / f"{name}-store", ignore_errors=True)
+        size, records = write_copies(chosen, grown, copies)
+        cost, _ = measure_stage(grown, folder / f"{name}-store")
+        rate = size / cost.seconds
+        rows.append(
+            [f"{size:.0f}", f"{records:,}", f"{cost.seconds:.2f}", f"{rate:.1f}",
+             f"{cost.peak_mb:.0f}"]
+        )  # fmt: skip
+    return table(rows)
+
+
+def write_copies(shards: Sequence[Path], folder: Path, copies: int) -> tuple[float, int]:
+    """Write shards several times with other words each time; return MB and number of records."""
+    folder.mkdir()
+    size = records = 0
+    for copy in range(copies):
+        for path in shards:
+            rows = list(read_rows(path))
+            for row in rows:
+                row["id"] = f"{copy}:{row['id']}"
+                row["group"] = f"{copy}:{row['group']}"
+                row["text"] = row["text"].replace("e", f"e{copy}" if copy else "e")
+                size += len(row["text"].encode())
+            records += write_rows(folder / f"records-{copy}{path.stem[-5:]}.parquet", rows)
+    return size / 1e6, records
 
 
 def main() -> None:
