@@ -50,7 +50,7 @@ def preview_recipe(recipe: Recipe, records: Sequence[Row], *, limit: int = NUM_S
             parts.append('Examples; lines with "+" are trained on, the others are only read:')
             parts += [_shorten_text(show_audit([example]).rstrip()) for example in audited]
         manifests = [store.manifest(refs[stage]) for stage in ("format", "tokenize")]
-        parts += [_describe_shortened(manifests[-1]), _describe_drops(manifests, limit)]
+        parts.append(_describe_drops(manifests, limit))
         parts.append(_describe_prompt(recipe, records, store.path(refs["tokenizer"])))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -85,16 +85,6 @@ def _describe(recipe: Recipe, tokenizer: Manifest, num_records: int) -> str:
         f"rows       {settings.block_size:,} tokens; of longer dialogues: {settings.truncation}",
     ]
     return "\n".join(lines)
-
-
-def _describe_shortened(tokenize: Manifest) -> str:
-    found = tokenize.report["shortened"]
-    if not found:
-        return ""
-    return (
-        f"Shortened: {found['dialogues']:,} dialogues to {found['rows']:,} rows, "
-        f"{found['turns_kept']:,} answers kept, {found['turns_dropped']:,} left out."
-    )
 
 
 def _describe_drops(manifests: Sequence[Manifest], limit: int) -> str:

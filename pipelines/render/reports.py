@@ -31,8 +31,9 @@ def report_tokens(
     """Return the token report from the tokenize stage's report, example lengths and row counts.
 
     {"block_size", "splits": {split: sums, shares, "rows", "fill", "lengths": [[at most, count]]},
-    "sources": {source: {split: sums, shares}}, "dropped": {reason: records}, "files": {split: how
-    files were cut and permuted}}; `fill` is the share of the rows' tokens that are not empty.
+    "sources": {source: {split: sums, shares}}, "dropped": {reason: records}, "shortened": {of
+    dialogues, rows, turns: number}, "files": {split: how files were cut and permuted}}; `fill` is
+    the share of the rows' tokens that are not empty.
     """
     splits = {}
     for split, counted in lengths.items():
@@ -54,6 +55,7 @@ def report_tokens(
             for name, found in tokenized["sources"].items()
         },
         "dropped": dict(sorted(dropped.items())),
+        "shortened": dict(tokenized.get("shortened", {})),
         "files": tokenized["format"]["splits"],
     }
 
@@ -123,6 +125,11 @@ def show_tokens(report: Mapping[str, Any]) -> str:
     for limit, count in lengths:
         lines.append(f"<= {limit:>6,} {'#' * round(BAR * count / most):<{BAR}} {count:,}")
     lines += [FENCE, "", f"Dropped: {_counts(report['dropped'])}."]
+    if found := report["shortened"]:
+        lines.append(
+            f"\nShortened: {found['dialogues']:,} dialogues to {found['rows']:,} rows, "
+            f"{found['turns_kept']:,} answers kept, {found['turns_dropped']:,} left out."
+        )
     for split, files in report["files"].items():
         if files["fragments"]:
             lines.append(

@@ -217,6 +217,8 @@ def _own_template(recipe: Recipe) -> str:
                 folder = _fetch(name, revision, file).parent
             except EntryNotFoundError:
                 continue
+            if read_chat_template(folder) is not None:
+                break
     found = read_chat_template(folder)
     if found is None:
         raise TemplateError(

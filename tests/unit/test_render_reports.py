@@ -73,6 +73,15 @@ def test_the_token_report_reads_as_tables_and_a_histogram():
     assert "Code in train: 1 files cut, 3 fragments, none 2, psm 1, spm 0." in lines
 
 
+def test_the_token_report_says_how_many_dialogues_were_shortened():
+    found = {"dialogues": 3, "rows": 5, "turns_kept": 6, "turns_dropped": 1}
+    report = report_tokens({**TOKENIZED, "shortened": found}, {"train": [10]}, {"train": 1}, 32)
+
+    assert report["shortened"] == found
+    assert "Shortened: 3 dialogues to 5 rows, 6 answers kept, 1 left out." in show_tokens(report)
+    assert "Shortened" not in show_tokens(make_report())
+
+
 def test_the_audit_takes_one_short_example_of_each_source_and_order():
     ids = [f"r{i}" for i in range(8)]
     sources = ["a", "a", "a", "b", "b", "a", "a", "a"]

@@ -247,3 +247,32 @@ def test_a_gated_tokenizer_names_the_license_page_and_the_login(tmp_path):
         "bigcode/starcoderbase-1b",
         "abc123",
     )
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.jinja"])
+def test_a_models_chat_template_is_fetched_with_its_tokenizer(tmp_path, monkeypatch, where):
+    from huggingface_hub.errors import EntryNotFoundError
+
+    hub = save_tokenizer(tmp_path / "hub")
+    (hub / where).write_text(OWN if where.endswith("jinja") else json.dumps({"chat_template": OWN}))
+    fetched = []
+
+    def download(name, file, *, revision):
+        fetched.append((name, file, revision))
+        if not (hub / file).exists():
+            raise EntryNotFoundError(file)
+        return str(hub / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    recipe = with_own_template("owner/chat", template__control_tokens=["<turn>"])
+
+    store, refs = render_stages(tmp_path / "store", recipe, RECORDS, until="tokenizer")
+
+    config = json.loads((store.path(refs["tokenizer"]) / "tokenizer_config.json").read_text())
+    assert config["chat_template"] == OWN
+    files = [file for _, file, _ in fetched]
+    assert files == [
+        "tokenizer_config.json",
+        *([where] * where.endswith("jinja")),
+        "tokenizer.json",
+    ]
