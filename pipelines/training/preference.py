@@ -8,6 +8,7 @@ reference, and no second copy is held.
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -58,13 +59,14 @@ def train_preferences(
 
     model = add_adapter(load_trained(model_folder), settings.adapter, [])
     tokenizer = load_tokenizer(model_folder)
-    trainer = _trainer(
-        model=model,
-        args=_arguments(settings, output.with_name(f"{output.name}.checkpoints"), dtype),
-        train_dataset=Dataset.from_dict({name: list(pairs[name]) for name in COLUMNS}),
-        processing_class=tokenizer,
-    )
-    trainer.train()
+    with TemporaryDirectory() as folder:  # the trainer insists on one, and leaves it empty
+        trainer = _trainer(
+            model=model,
+            args=_arguments(settings, Path(folder), dtype),
+            train_dataset=Dataset.from_dict({name: list(pairs[name]) for name in COLUMNS}),
+            processing_class=tokenizer,
+        )
+        trainer.train()
     logs = [line for line in trainer.state.log_history if "rewards/margins" in line][-1]
     save_trained(model, output, model_folder, dtype)
     return {

@@ -95,3 +95,59 @@ def test_the_better_answer_gains_on_the_worse_one(tmp_path):
     assert margin(tmp_path / "out") > margin(base)
     with pytest.raises(TrainingError, match="no preference pairs"):
         train_preferences(base, {name: [] for name in pairs}, tmp_path / "none", settings)
+
+
+def finished_run(tmp_path, splits):
+    """Return a run whose model is trained, with records of its own, and its store."""
+    from pipelines.store import ref_to_dict
+    from pipelines.training.models import build_model, save_trained
+    from tests.assets.rendering import rendering_recipe, store_split
+    from tests.assets.training_runs import make_run
+
+    small_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    write = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<fim_pad>"}
+    write |= dict.fromkeys(("bos_token", "eos_token"), "<|endoftext|>")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(write))
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 128}
+    recipe = rendering_recipe(
+        model__config=shape, tokenization__block_size=128, template__name="question-answer"
+    )
+    run, store = make_run(tmp_path, recipe)
+    info = run.info()
+    info["stages"]["split"] = ref_to_dict(store_split(store, splits))
+    run.write("run.json", info)
+    save_trained(build_model(recipe, tmp_path), run.model, tmp_path, "float32")
+    run.write("training.json", {"status": "finished", "model_files": {}})
+    return run, store
+
+
+def test_a_runs_own_records_are_its_pairs_and_held_out_ones_are_not(tmp_path):
+    from pipelines.prefer import prefer_answers, read_pairs
+
+    body = {"prompt": "Why?", "completion": "Because."}
+    train = [record(f"r{i}", **body, meta=meta(f"No idea {i}.")) for i in range(4)]
+    files = [record("file", text="x = 1\n"), record("alone", **body)]
+    held_out = [record("test", **body, meta=meta("Never seen."))]
+    run, store = finished_run(tmp_path, {"train": [*train, *files], "test": held_out})
+
+    pairs, dropped = read_pairs(run, store)
+    assert [pair.record_id for pair in pairs] == ["r0", "r1", "r2", "r3"]
+    assert dropped == {"no_pair": 1, "too_long": 0}
+
+    pytest.importorskip("trl", reason="the extra trl is not installed")
+    result = prefer_answers(run, store, Preference(max_steps=2, gradient_accumulation_steps=1))
+
+    assert (result["pairs"], result["max_steps"]) == (4, 2)
+    assert run.read("preferred.json") == json.loads(json.dumps(result))
+    assert load_trained(run.path / "preferred").config.n_embd == 32
+    assert (run.path / "preferred" / "adapter" / "adapter_model.safetensors").exists()
+    assert not list(run.path.glob("preferred.tmp-*"))
+
+
+def test_a_run_that_is_not_trained_prefers_nothing(tmp_path):
+    from pipelines.prefer import prefer_answers
+
+    run, store = finished_run(tmp_path, {"train": [record("a", prompt="x", completion="y")]})
+    (run.path / "training.json").unlink()
+    with pytest.raises(TrainingError, match="is not trained to its end yet"):
+        prefer_answers(run, store, Preference())
