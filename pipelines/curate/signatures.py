@@ -9,6 +9,7 @@ when data grows, only new shards are signed.
 import hashlib
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -136,7 +137,7 @@ def _is_whole(kept: Path) -> bool:
 def _keep(signatures: Path, kept: Path) -> None:
     """Keep a signature file, whole or not at all; the digest beside it is written last."""
     kept.parent.mkdir(parents=True, exist_ok=True)
-    part = kept.with_name(f".{kept.name}.{os.getpid()}.part")
+    part = kept.with_name(f".{kept.name}.{os.getpid()}-{threading.get_ident()}.part")
     shutil.copyfile(signatures, part)
     part.replace(kept)
     note = part.with_suffix(".digest")

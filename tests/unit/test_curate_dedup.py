@@ -432,3 +432,13 @@ def test_memory_and_signatures_do_not_enter_the_key():
 
     assert dedup.params(curation_recipe(curation={"dedup": other})) == default
     assert dedup.params(curation_recipe(curation={"dedup": {"ngram": 4}})) != default
+
+
+def test_shards_of_equal_bytes_share_their_kept_signatures(tmp_path):
+    rows = [record(f"o{i}", text=text(words(60, seed=i))) for i in range(5)]
+
+    kept, manifest, _ = deduplicated(tmp_path, rows, rows, rows, workers=3)
+
+    assert kept == [f"o{i}" for i in range(5)]
+    assert manifest.counts.dropped == {"exact_duplicate": 10}
+    assert len(list(tmp_path.glob("dedup/.signatures-*/*.arrow"))) == 1
