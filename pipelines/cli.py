@@ -179,20 +179,31 @@ def doctor(recipe: str, data: str | None, overrides: tuple[str, ...], smoke: boo
 
 
 @starloom.command()
-@click.argument("path")
+@click.argument("what", metavar="PATH|RECIPE")
 @click.option("--limit", default=3, show_default=True, type=click.IntRange(1), help="Records.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A key of the source.")
-def preview(path: str, limit: int, settings: tuple[str, ...]) -> None:
-    """Show what would be read of a file or folder.
+@click.option("--data", metavar="PATH", help="A local path instead of the recipe's source.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key.")
+@click.option("--smoke", is_flag=True, help="Preview the smoke form of the recipe.")
+def preview(
+    what: str, limit: int, data: str | None, settings: tuple[str, ...], smoke: bool
+) -> None:
+    """Show what would be read, or trained on.
 
-    Its type and columns, the first records, what is wrong with which rows, and the
-    lines for a recipe.
+    Of a file or folder: its type and columns, the first records, what is wrong with
+    which rows, and the lines for a recipe (--set takes keys of the source). Of a
+    recipe: examples as they are rendered, with what is trained marked.
     """
     from pipelines.overrides import parse_override
+    from pipelines.preview_recipe import sample_recipe
+    from pipelines.recipe import is_recipe_name, load_recipe
     from pipelines.sources.preview import preview as show
 
-    named = dict(parse_override(text) for text in settings)
-    click.echo(show(path, limit=limit, settings=named), nl=False)
+    changes = dict(parse_override(text) for text in settings)
+    if is_recipe_name(what):
+        loaded = load_recipe(what, data=data, overrides=changes, smoke=smoke)
+        click.echo(sample_recipe(loaded, limit=limit), nl=False)
+    else:
+        click.echo(show(what, limit=limit, settings=changes), nl=False)
 
 
 @starloom.command()

@@ -68,12 +68,15 @@ def apply_data(values: dict[str, Any], data: str) -> None:
 
 
 def resolve_folders(values: dict[str, Any]) -> None:
-    """Make local model and tokenizer folders absolute: other processes start elsewhere."""
+    """Make local model and tokenizer folders and files absolute: others start elsewhere."""
     for section, key in (("model", "model_name_or_path"), ("tokenizer", "name_or_path")):
         part = values.get(section)
         path = part.get(key) if isinstance(part, dict) else None
         if isinstance(part, dict) and isinstance(path, str) and Path(path).expanduser().is_dir():
             part[key] = str(Path(path).expanduser().resolve())
+    template = values.get("template")
+    if isinstance(template, dict) and isinstance(template.get("file"), str):
+        template["file"] = str(Path(template["file"]).expanduser().resolve())
 
 
 SMOKE: dict[str, Any] = {

@@ -18,11 +18,24 @@ from pipelines.records import Row, write_rows
 from pipelines.render.encode import encode_prompt, load_tokenizer
 from pipelines.render.reports import FENCE, show_audit, show_tokens
 from pipelines.render.templates import Unrenderable, get_template
+from pipelines.sources import check_sources
+from pipelines.sources.preview import read_sample
 from pipelines.store import StageSpec, Store
 
 NUM_SHOWN = 3
+SAMPLE_RECORDS = 300
 # Longer examples and prompts are shown by their first and last lines.
 SHOWN_LINES = 60
+
+
+def sample_recipe(recipe: Recipe, *, limit: int = NUM_SHOWN) -> str:
+    """Return the page on the first records of each of the recipe's sources.
+
+    Raises PreflightError where one cannot be read here, SourceError where it is not fetched yet.
+    """
+    check_sources(recipe)
+    records = [row for source in recipe.sources for row in read_sample(source, SAMPLE_RECORDS)]
+    return preview_recipe(recipe, records, limit=limit)
 
 
 def preview_recipe(recipe: Recipe, records: Sequence[Row], *, limit: int = NUM_SHOWN) -> str:

@@ -337,6 +337,11 @@ def load_recipe(
     return recipe
 
 
+def is_recipe_name(name: str) -> bool:
+    """Say whether a name or path means a recipe, rather than data."""
+    return Path(name).suffix in (".yaml", ".yml") or name in recipe_names()
+
+
 def load_hardware(name: str) -> Hardware:
     """Load a hardware file by name."""
     text = resources.files("pipelines.recipes").joinpath(f"hardware/{name}.yaml").read_text()

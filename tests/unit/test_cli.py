@@ -1,6 +1,7 @@
 """The command line: one screen of help, errors in one line, names as the flows use them."""
 
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,16 @@ def test_the_installed_command_answers():
     )  # fmt: skip
 
     assert done.stdout.startswith("starloom, version 0.1.0")
+
+
+def test_preview_of_a_recipe_shows_examples_with_what_is_trained(tmp_path):
+    rows = [{"instruction": f"Add {n} and {n}.", "output": f"It is {2 * n}."} for n in range(40)]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+
+    shown = starloom("preview", "gpteacher", "--smoke", "--data", str(path), "--limit", "1")
+
+    assert shown.exit_code == 0, shown.output
+    assert "records    40, before filters and deduplication" in shown.output
+    assert "+ It is 0.<|endoftext|>" in shown.output
+    assert "  Add 0 and 0." in shown.output
