@@ -178,3 +178,27 @@ def test_noise_on_embeddings_is_added_in_training_only(starcoder, tmp_path):
     model = load_trained(runs[1].model).train()  # no hook is left in what was saved
     ids = torch.tensor([[5, 6, 7]])
     assert torch.equal(model(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_an_adapter_over_a_quantized_base_is_trained_and_saved_whole(
+    bits, starcoder, tmp_path, monkeypatch
+):
+    reason = "the extra bitsandbytes is not installed"
+    modules = pytest.importorskip("bitsandbytes.nn.modules", reason=reason)
+    # On a CPU with these instructions it repacks weights in evaluation and cannot train on.
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: False)
+    model = {"dtype": "float32", "quantization_config": {f"load_in_{bits}bit": True}}
+    recipe = make_recipe(
+        model={"model_name_or_path": str(starcoder), **model},
+        adapter=ADAPTER,
+        training__gradient_checkpointing=True,
+        training__learning_rate=1e-2,
+        training__max_steps=6,
+    )
+
+    run = train_here(tmp_path, recipe, starcoder)
+
+    evaluated = [e["loss"] for e in run.read("training.json")["eval"]]
+    assert evaluated[-1] < evaluated[0]
+    assert load_trained(run.model).dtype == torch.float32
