@@ -35,7 +35,14 @@ from pipelines.template_settings import Template as Settings
 
 DEPENDS = ("tokenizers", "pyarrow")
 
+# No dictionary of texts, which hardly repeat.
+WRITE_OPTIONS: dict[str, Any] = {
+    "compression": "lz4",
+    "use_dictionary": ["source", "fim", "pieces.list.element.control"],
+    "write_page_checksum": True,
+}
 BODY = ("messages", "prompt", "completion", "text")
+COLUMNS = ("id", "source", "meta", *BODY)
 
 FORMAT_SCHEMA = pa.schema(
     [
@@ -139,10 +146,8 @@ def format_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
         cuts_turns=params["truncation"] != "drop",
     )
     counts = Counts()
-    with pq.ParquetWriter(
-        output, FORMAT_SCHEMA, compression="zstd", compression_level=1, write_page_checksum=True
-    ) as writer:
-        for batch in in_batches(read_rows(inputs[0]), _characters):
+    with pq.ParquetWriter(output, FORMAT_SCHEMA, **WRITE_OPTIONS) as writer:
+        for batch in in_batches(read_rows(inputs[0], list(COLUMNS)), _characters):
             records = [r for r in batch if r["text"] is not None] if params["twin"] else batch
             groups = _format_records(records, shard)
             rows = [row for group in groups for row in group]

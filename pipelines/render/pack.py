@@ -222,7 +222,8 @@ def map_tokens(path: Path) -> Array:
     """Return a file of int32 tokens as an array that is read from disk as it is used."""
     if path.stat().st_size == 0:
         return np.empty(0, dtype=np.int32)
-    return np.memmap(path, dtype=np.int32, mode="r")
+    # A plain array: slicing a memmap object costs more than the copy of an example.
+    return np.asarray(np.memmap(path, dtype=np.int32, mode="r"))
 
 
 def pack_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
