@@ -74,6 +74,10 @@ def resolve_folders(values: dict[str, Any]) -> None:
         path = part.get(key) if isinstance(part, dict) else None
         if isinstance(part, dict) and isinstance(path, str) and Path(path).expanduser().is_dir():
             part[key] = str(Path(path).expanduser().resolve())
+    curation = values.get("curation")
+    lists = curation.get("decontaminate") if isinstance(curation, dict) else None
+    if isinstance(lists, dict) and isinstance(lists.get("against"), list):
+        lists["against"] = [str(Path(str(p)).expanduser().resolve()) for p in lists["against"]]
     template = values.get("template")
     if isinstance(template, dict) and isinstance(template.get("file"), str):
         template["file"] = str(Path(template["file"]).expanduser().resolve())

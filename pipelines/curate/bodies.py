@@ -1,8 +1,8 @@
 """Reads the bodies of records as Arrow strings, without a Python object for each."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +56,26 @@ def body_texts(batch: pa.RecordBatch) -> tuple[pa.Array, npt.NDArray[np.uint8]]:
 
 
 def _joined_messages(messages: pa.ListArray) -> pa.Array:
-    contents = pc.fill_null(messages.values.field("content"), "")
+    """Return each dialogue's contents, less what it shares with another branch of its tree.
+
+    Branches repeat the turns before them, untrained in all but one of them. Compared with these
+    they would be near-duplicates, and answers that are trained nowhere else would go.
+    """
+    turns = messages.values
+    shared = pc.and_(pc.equal(turns.field("role"), "assistant"), pc.invert(turns.field("train")))
+    if pc.any(shared).as_py():
+        texts = ["\n".join(_new_contents(row)) for row in messages.to_pylist()]
+        return pa.array(texts, pa.string())
+    contents = pc.fill_null(turns.field("content"), "")
     return pc.binary_join(pa.ListArray.from_arrays(messages.offsets, contents), "\n")
+
+
+def _new_contents(row: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    turns = list(row or ())
+    shared = [n for n, t in enumerate(turns) if t["role"] == "assistant" and t["train"] is False]
+    start = shared[-1] + 1 if shared else 0
+    # Nothing of its own: then it is what it repeats.
+    return [turn["content"] or "" for turn in turns[start:] or turns]
 
 
 def _pieces(texts: pa.Array) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,6 @@ on for the splits. Without lists in the recipe
 (`curation.decontaminate.against`) every record stays.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import pyarrow.parquet as pq
 
 from pipelines.curate.benchmarks import digest_lists, find_lists, read_items
 from pipelines.curate.contamination import HIT_SCHEMA, find_hits, index_items
-from pipelines.curate.groups import GROUPS
 from pipelines.curate.redact_text import mask
 from pipelines.curate.rows import sum_sources
 from pipelines.curate.selection import drop_rows
@@ -60,9 +58,6 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
         tables = [pq.read_table(work.path / report.shard.file) for report in reports]
         found = pa.concat_tables([found, *tables])
     pq.write_table(found, side)
-    groups = inputs["dedup"].folder / GROUPS
-    if groups.exists():
-        shutil.copyfile(groups, work.keep(GROUPS))
     made = work.map(drop_hits, [Job(shard.file, (path, side)) for shard, path in shards], {})
     benchmarks = pc.value_counts(items["benchmark"]).to_pylist()
     report = {

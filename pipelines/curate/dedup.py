@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipelines.curate.candidates import Order, join_bands, join_repeats
 from pipelines.curate.clusters import KEPT, read_members, resolve_partition
-from pipelines.curate.groups import GROUPS, write_groups
+from pipelines.curate.groups import GROUPS, read_joined, write_groups
 from pipelines.curate.minhash import NUM_BINS, rows_per_band
 from pipelines.curate.partitions import (
     count_partitions,
@@ -86,8 +86,9 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     found = verify(shards, index, [[repeats], similar], settings, work, budget)
     side = work.keep(CLUSTERS)
     write_clusters(side, paths_of(found, work), index.firsts, shards)
-    groups = write_groups(work.keep(GROUPS), paths_of(found, work))
-    jobs = [Job(shard.file, (path, side)) for shard, path in shards]
+    joined = work.keep(GROUPS)
+    groups = write_groups(joined, paths_of(found, work))
+    jobs = [Job(shard.file, (path, side, joined)) for shard, path in shards]
     reused = sum(report.extra["reused"] for report in signed)
     report = {
         "clusters": sum(report.extra["clusters"] for report in found),
@@ -184,8 +185,13 @@ def write_clusters(
 
 
 def filter_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
-    """Copy a shard (first input) without the records that the clusters (second) drop from it."""
-    shard, clusters = inputs
+    """Copy a shard (first input) without the records that the clusters (second) drop from it.
+
+    Those left note the joined group (third input) of theirs: split must keep it together, and what
+    a later stage reads of this one is its shards.
+    """
+    shard, clusters, groups = inputs
+    joined = read_joined(groups)
     filters = [("file", "=", shard.name), ("reason", "!=", KEPT)]
     dropped = pq.read_table(clusters, filters=filters, use_threads=False).to_pylist()
     return drop_rows(
@@ -198,4 +204,5 @@ def filter_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
             )
             for entry in dropped
         },
+        joined,
     )

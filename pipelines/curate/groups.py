@@ -57,10 +57,7 @@ def write_groups(path: Path, files: Sequence[Path]) -> dict[str, int]:
     }
 
 
-def read_joined(folder: Path) -> dict[str, str]:
-    """Return {group: name of the joined group} as a stage's folder tells it; {} without a table."""
-    path = folder / GROUPS
-    if not path.exists():
-        return {}
+def read_joined(path: Path) -> dict[str, str]:
+    """Return {group: name of the joined group} of a table that `write_groups` wrote."""
     table = pq.read_table(path)
     return dict(zip(table["group"].to_pylist(), table["joined"].to_pylist(), strict=True))

@@ -1,5 +1,6 @@
 """Copies a shard without some of its rows, as columns: no Python object for each row."""
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -12,22 +13,29 @@ import pyarrow.parquet as pq
 
 from pipelines.curate.rows import count_sources
 from pipelines.engine import SAMPLES_PER_REASON, Outcome, Reject
-from pipelines.manifest import Counts
+from pipelines.manifest import Counts, canonical
 
+JOINED = "joined"  # the key in a record's meta
 Drops = Mapping[int, tuple[str, str]]  # {row: (reason, detail)}
 
 
-def drop_rows(source: Path, output: Path, drops: Drops) -> Outcome:
-    """Copy the other rows in order, with the counts of the dropped ones and samples of them."""
+def drop_rows(
+    source: Path, output: Path, drops: Drops, joined: Mapping[str, str] | None = None
+) -> Outcome:
+    """Copy the other rows in order, with the counts of the dropped ones and samples of them.
+
+    `joined` names the joined group of those groups that have one: it is noted in the rows' meta.
+    """
     with pq.ParquetFile(source, page_checksum_verification=True) as file:
-        if drops:
+        table = file.read(columns=["id", "source", "group"], use_threads=False)
+        marks = _marks(table["group"], joined or {})
+        changes = bool(drops or marks)
+        if changes:
             table = file.read(use_threads=False)
-        else:
-            table = file.read(columns=["id", "source"], use_threads=False)
     keep = np.ones(len(table), np.bool_)
     keep[list(drops)] = False
-    if drops:
-        kept = table.filter(pa.array(keep))
+    if changes:
+        kept = _note_joined(table, marks).filter(pa.array(keep))
         pq.write_table(
             kept, output, compression="zstd", compression_level=1, write_page_checksum=True
         )
@@ -44,6 +52,24 @@ def drop_rows(source: Path, output: Path, drops: Drops) -> Outcome:
     )
     sources = count_sources({each["values"]: each["counts"] for each in by_source}, dropped)
     return Outcome(counts, rejects=tuple(_samples(table, drops)), extra={"sources": sources})
+
+
+def _marks(groups: pa.ChunkedArray, joined: Mapping[str, str]) -> dict[int, str]:
+    """Return {row: joined group} of the rows whose group has one."""
+    if not joined:
+        return {}
+    found = np.flatnonzero(pc.is_in(groups, pa.array(joined, pa.string())).to_numpy())
+    return {int(row): joined[groups[int(row)].as_py()] for row in found}
+
+
+def _note_joined(table: pa.Table, marks: Mapping[int, str]) -> pa.Table:
+    if not marks:
+        return table
+    meta = table["meta"].to_pylist()
+    for row, name in marks.items():
+        meta[row] = canonical({**json.loads(meta[row] or "{}"), JOINED: name})
+    place = table.schema.get_field_index("meta")
+    return table.set_column(place, table.schema.field("meta"), pa.array(meta, pa.string()))
 
 
 def _count(drops: Drops, sources: list[str]) -> dict[str, Counter[str]]:

@@ -1,11 +1,13 @@
 """Stage `split`: a group is held out or trained on as a whole, by the hash of its name.
 
 A group's split depends on the seed and its name alone: it stays where it is when data grows, and
-no group ever lies in two splits. Three things come before the hash: a split that the data brings
-(`meta.split`, unless `keep_predefined` is off), where a group with rows of several goes to the one
-farthest from training; a source with test rows but no validation rows shares them between the
-two; and where too few groups leave a held-out split empty, it takes the train group that is next
-in line (the report names it). Train rows are then repeated or thinned as the mixture asks.
+no group ever lies in two splits. Groups that near-duplicates connect (`meta.joined`, from the dedup
+stage) go by one name, across sources, too. Three things come before the hash: a split that the
+data brings (`meta.split`, unless `keep_predefined` is off), where a group with rows of several goes
+to the one farthest from training; a source with test rows but no validation rows shares them
+between the two; and where too few groups leave a held-out split empty, it takes the train group
+that is next in line (the report names it). Train rows are then repeated or thinned as the mixture
+asks.
 """
 
 import json
@@ -18,6 +20,7 @@ from typing import Any
 from pipelines.curate.mixture import copies_per_record, num_copies
 from pipelines.curate.places import place_of
 from pipelines.curate.rows import add_meta
+from pipelines.curate.selection import JOINED
 from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Work
 from pipelines.errors import SourceError
 from pipelines.manifest import Counts
@@ -30,9 +33,13 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(slots=True)
 class _Seen:
-    """What a first look over all rows finds: groups, and the splits that the data brings."""
+    """What a first look over all rows finds: groups, and what their records' meta says of them.
 
-    groups: set[str] = field(default_factory=set)
+    `names` holds joined groups once; `joined` tells those that go by another one's name.
+    """
+
+    names: set[str] = field(default_factory=set)
+    joined: dict[str, str] = field(default_factory=dict)
     given: dict[str, str] = field(default_factory=dict)
     sources: dict[str, set[str]] = field(default_factory=dict)
     source_of: dict[str, str] = field(default_factory=dict)
@@ -54,9 +61,10 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     """
     shards = [path for _, path in inputs["decontaminate"].paths()]
     settings = params(recipe)
-    seen = _look(shards) if settings["keep_predefined"] else _Seen(_groups(shards))
-    settings["given"] = _predefined(seen, settings)
-    settings["moved"] = fill_empty(seen.groups, settings)
+    seen = _look(shards)
+    settings["joined"] = seen.joined
+    settings["given"] = _predefined(seen, settings) if settings["keep_predefined"] else {}
+    settings["moved"] = fill_empty(seen.names, settings)
     groups: dict[str, set[str]] = {name: set() for name in SPLITS}
     by_source: Counter[str] = Counter()
     rows = [_count_rows(path, settings, groups, by_source) for path in shards]
@@ -82,6 +90,7 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
             "splits": report,
             "moved": settings["moved"],
             "predefined_groups": predefined,
+            "joined_groups": len(seen.joined),
             "mixture": mixture,
         },
     )
@@ -107,31 +116,29 @@ def _realised(
     }
 
 
-def _groups(shards: Sequence[Path]) -> set[str]:
-    return {row["group"] for path in shards for row in read_rows(path, ["group"])}
-
-
 def _look(shards: Sequence[Path]) -> _Seen:
     seen = _Seen()
     for path in shards:
         for row in read_rows(path, ["group", "source", "meta"]):
-            seen.groups.add(row["group"])
-            split = _brought(row["meta"])
-            if split is None:
-                continue
-            seen.sources.setdefault(row["source"], set()).add(split)
-            seen.source_of[row["group"]] = row["source"]
-            before = seen.given.get(row["group"], split)
-            seen.given[row["group"]] = max(before, split, key=SPLITS.index)
+            said = _said(row["meta"])
+            name = str(said.get(JOINED, row["group"]))
+            seen.names.add(name)
+            if name != row["group"]:
+                seen.joined[row["group"]] = name
+            split = said.get("split")
+            if split in SPLITS:
+                seen.sources.setdefault(row["source"], set()).add(split)
+                seen.source_of[name] = row["source"]
+                seen.given[name] = max(seen.given.get(name, split), split, key=SPLITS.index)
     return seen
 
 
-def _brought(meta: str | None) -> str | None:
-    """Return the split that a record brings, if any."""
-    if meta is None or '"split":' not in meta:
-        return None
-    split = json.loads(meta).get("split")
-    return split if split in SPLITS else None
+def _said(meta: str | None) -> dict[str, Any]:
+    """Return a record's meta where it says something of the split; most say nothing."""
+    if meta is None or not ('"split":' in meta or f'"{JOINED}":' in meta):
+        return {}
+    found: dict[str, Any] = json.loads(meta)
+    return found
 
 
 def _predefined(seen: _Seen, params: Params) -> dict[str, str]:
@@ -181,15 +188,18 @@ def fill_empty(groups: Collection[str], params: Params) -> dict[str, str]:
 
 
 def assign_split(group: str, params: Params) -> str:
-    """Return the split of a group by its place; `given` and `moved` name the exceptions.
+    """Return the split of a group by the place of its name, or of the one that it is joined to.
+
+    `given` and `moved` name the exceptions.
 
     >>> assign_split("a", {"seed": 42, "validation": 0.0, "test": 0.0})
     'train'
     """
+    name = params.get("joined", {}).get(group, group)
     for exceptions in (params.get("moved"), params.get("given")):
-        if exceptions and group in exceptions:
-            return str(exceptions[group])
-    place = place_of(group, params["seed"])
+        if exceptions and name in exceptions:
+            return str(exceptions[name])
+    place = place_of(name, params["seed"])
     if place < params["test"]:
         return "test"
     return "validation" if place < params["test"] + params["validation"] else "train"

@@ -442,3 +442,29 @@ def test_shards_of_equal_bytes_share_their_kept_signatures(tmp_path):
     assert kept == [f"o{i}" for i in range(5)]
     assert manifest.counts.dropped == {"exact_duplicate": 10}
     assert len(list(tmp_path.glob("dedup/.signatures-*/*.arrow"))) == 1
+
+
+def test_branches_of_a_tree_are_compared_by_what_is_new_in_them(tmp_path):
+    """The turns they share are trained in one of them alone: dropping one would lose an answer."""
+    shared = [" ".join(f"{kind}{n}" for n in range(60)) for kind in ("question", "answer")]
+    new = [" ".join(f"{kind}{n}" for n in range(9)) for kind in ("more", "less", "else")]
+
+    def dialogue(record_id, *rest, first):
+        turns = [*shared, *rest]
+        messages = [
+            {"role": role, "content": text, "train": role == "assistant" and (first or n > 1)}
+            for n, (role, text) in enumerate(zip(("user", "assistant") * 2, turns, strict=False))
+        ]
+        return record(record_id, group="tree", messages=messages)
+
+    rows = [
+        dialogue("a", "and?", new[0], first=True),
+        dialogue("b", "and then?", new[1], first=False),
+        dialogue("c", "what?", new[2], first=False),
+        dialogue("d", "and then?", new[1], first=False),
+    ]
+
+    store, ref = run_stage(tmp_path, "dedup", curation_recipe(), rows)
+
+    assert [row["id"] for row in rows_of(store, ref)] == ["a", "b", "c"]
+    assert store.manifest(ref).counts.dropped == {"exact_duplicate": 1}

@@ -9,12 +9,15 @@ from pipelines.curate.places import place_of
 from pipelines.curate.split import assign_split
 from pipelines.errors import SourceError
 from pipelines.manifest import Counts
+from pipelines.plan import build_stage, get_stage
+from pipelines.store import Store
 from tests.assets.curation import (
     curation_recipe,
     folder_source,
     record,
     rows_of,
     run_stage,
+    store_stage,
 )
 
 SETTINGS = {"seed": 42, "validation": 0.05, "test": 0.05}
@@ -222,7 +225,7 @@ def test_a_mixture_does_not_depend_on_workers_or_shards(tmp_path):
     joined = [[row for shard in rows for row in shard]]
 
     one, first = mixed(tmp_path / "1", rows, {"id": "a", "epochs": 1.5})
-    two, second = mixed(tmp_path / "2", rows, {"id": "a", "epochs": 1.5}, workers=2)
+    _, second = mixed(tmp_path / "2", rows, {"id": "a", "epochs": 1.5}, workers=2)
     three, third = mixed(tmp_path / "3", joined, {"id": "a", "epochs": 1.5})
 
     assert first.digest == second.digest
@@ -233,3 +236,40 @@ def test_weights_are_for_all_sources_or_for_none(tmp_path):
     sources = [folder_source(str(tmp_path), id="a", weight=1), folder_source(str(tmp_path), id="b")]
     with pytest.raises(ValueError, match="give every source a weight, or none"):
         curation_recipe(*sources)
+
+
+def test_groups_that_near_duplicates_connect_never_cross_splits_even_between_sources(tmp_path):
+    """Through the real dedup: files of two sources, every other one a near copy of its twin."""
+    words = [[f"word{n}_{i}" for i in range(80)] for n in range(120)]
+    shards = []
+    for source in ("a", "b"):
+        rows = []
+        for number, text in enumerate(words):
+            copied = text[:-2] if source == "b" and number % 2 else text
+            body = copied if source == "a" or number % 2 else text[::-1]
+            for part, text_ in enumerate((" ".join(body), f"own {source} {number}")):
+                group = f"{source}:{number:03d}"
+                rows.append(record(f"{group}:{part}", group=group, source=source, text=text_))
+        shards.append(rows)
+    recipe = curation_recipe(
+        folder_source(tmp_path, id="a"), folder_source(tmp_path, id="b"),
+        split={"validation": 0.2, "test": 0.2},
+    )  # fmt: skip
+    store = Store(tmp_path)
+    refs = {"redact": store_stage(store, "redact", *shards)}
+    for name in ("dedup", "decontaminate", "split"):
+        refs[name] = build_stage(get_stage(name), recipe, refs, store)
+
+    where = {
+        row["group"]: split
+        for split in ("train", "validation", "test")
+        for row in rows_of(store, refs["split"], split)
+    }
+
+    assert len(where) == 240
+    twins = [(f"a:{n:03d}", f"b:{n:03d}") for n in range(1, 120, 2)]
+    assert all(where[ours] == where[theirs] for ours, theirs in twins)
+    assert len({where[ours] for ours, _ in twins}) == 3
+    alone = [(f"a:{n:03d}", f"b:{n:03d}") for n in range(0, 120, 2)]
+    assert any(where[ours] != where[theirs] for ours, theirs in alone)
+    assert store.manifest(refs["split"]).report["joined_groups"] == 60

@@ -15,10 +15,9 @@ import pytest
 
 from pipelines.curate import decontaminate
 from pipelines.curate.benchmarks import read_items
-from pipelines.curate.groups import read_joined
 from pipelines.errors import SourceError
 from pipelines.manifest import Counts
-from pipelines.plan import Stage, build_stage, get_stage
+from pipelines.plan import Stage, build_stage
 from pipelines.store import Store
 from tests.assets.curation import curation_recipe, record, rows_of, store_stage
 
@@ -312,21 +311,3 @@ def test_humaneval_is_found_wherever_it_is_planted_and_not_in_clean_code(tmp_pat
     assert left.count("renamed") <= 25
     assert left.count("clean") >= 0.995 * len(clean)
     assert {hit["benchmark"] for hit in hits} == {"HumanEval"}
-
-
-def test_the_joined_groups_of_deduplication_are_passed_on(tmp_path):
-    texts = [" ".join(f"{seed}word{i}" for i in range(60)) for seed in range(2)]
-    rows = [
-        record("a", group="b", text=texts[0]),
-        record("b", group="a", text=texts[0]),
-        record("c", group="c", text=texts[1]),
-    ]
-    store = Store(tmp_path)
-    [before] = get_stage("dedup").upstream
-    refs = {before: store_stage(store, before, rows)}
-    refs["dedup"] = build_stage(get_stage("dedup"), curation_recipe(), refs, store)
-
-    ref = build_stage(STAGE, curation_recipe(), refs, store)
-
-    assert read_joined(store.path(ref)) == {"a": "a", "b": "a"}
-    assert read_joined(tmp_path) == {}

@@ -35,8 +35,8 @@ def test_a_recipe_that_lacks_source_model_and_gpu_names_all_three_in_one_line(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(preflight, "count_gpus", lambda: 0)
 
+    nowhere = load_recipe("oasst", overrides={"sources.0.path": "nowhere"})
     with pytest.raises(PreflightError) as error:
-        nowhere = load_recipe("oasst", overrides={"sources.0.path": "nowhere"})
         preflight.check(nowhere, tmp_path, train_here=True)
 
     text = str(error.value)
