@@ -1,6 +1,7 @@
 """Changes to a recipe's raw values before it is validated: overrides, local data, smoke size."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,18 @@ def apply_smoke(values: dict[str, Any]) -> None:
     for source in sources if isinstance(sources, list) else ():
         if isinstance(source, dict):
             source.setdefault("max_records", SMOKE_RECORDS)
+
+
+def yield_to_overrides(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Take back what smoke set in the place of a model or tokenizer that an override names."""
+    model, tokenizer = values.get("model"), values.get("tokenizer")
+    named = "model.model_name_or_path" in overrides
+    configured = any(key.startswith("model.config") for key in overrides)
+    if named and isinstance(model, dict) and not configured:
+        model.pop("config", None)
+    own = named or "tokenizer.name_or_path" in overrides
+    if own and isinstance(tokenizer, dict) and "tokenizer.train_vocab_size" not in overrides:
+        tokenizer.pop("train_vocab_size", None)
 
 
 def set_dotted(values: dict[str, Any], key: str, value: Any) -> str | None:

@@ -16,7 +16,14 @@ from pipelines.errors import RecipeError, did_you_mean
 from pipelines.fim_settings import Fim
 from pipelines.language_codes import language_label
 from pipelines.model_settings import Model
-from pipelines.overrides import apply_data, apply_smoke, load_yaml, resolve_folders, set_dotted
+from pipelines.overrides import (
+    apply_data,
+    apply_smoke,
+    load_yaml,
+    resolve_folders,
+    set_dotted,
+    yield_to_overrides,
+)
 from pipelines.recipe_problems import explain
 from pipelines.section import Count, Fraction, Section
 from pipelines.source_settings import Source
@@ -326,6 +333,8 @@ def load_recipe(
         problem = set_dotted(values, key, value)
         if problem:
             problems.append(problem)
+    if smoke:
+        yield_to_overrides(values, overrides or {})
     resolve_folders(values)
     try:
         recipe = Recipe.model_validate(values)

@@ -196,3 +196,17 @@ def test_a_recipe_file_that_is_no_mapping_is_a_clear_error(tmp_path):
         load_recipe(str(path), smoke=True)
     with pytest.raises(RecipeError, match="no such recipe file"):
         load_recipe(str(tmp_path / "none.yaml"))
+
+
+def test_smoke_yields_to_a_model_or_tokenizer_that_is_named(tmp_path):
+    folder = str(tmp_path)
+
+    ours = load_recipe("oasst", smoke=True, overrides={"tokenizer.name_or_path": folder})
+    model = load_recipe("oasst", smoke=True, overrides={"model.model_name_or_path": folder})
+
+    assert (ours.tokenizer.name_or_path, ours.tokenizer.train_vocab_size) == (folder, None)
+    assert ours.model.config is not None
+    assert (model.model.model_name_or_path, model.model.config) == (folder, None)
+    assert model.tokenizer.train_vocab_size is None
+    with pytest.raises(RecipeError, match="give either name_or_path or train_vocab_size, not both"):
+        load_recipe("quickstart", overrides={"tokenizer.name_or_path": folder})
