@@ -14,7 +14,6 @@ class Fim(Section):
     syntax` cuts out a statement or expression where Python code parses. `spm_variant` 2 is
     StarCoder's. `sentinels` is a model family's form, or auto: the one the tokenizer has.
     `fim_passes` permutations are rendered, and epoch e trains pass e mod fim_passes.
-    `repositories` puts the files of a repository into rows in order of path, with separators.
     """
 
     fim_rate: Fraction = 0.0
@@ -26,5 +25,4 @@ class Fim(Section):
     spm_variant: Literal[1, 2] = 2
     sentinels: Literal["auto", "starcoder", "santacoder", "codellama", "deepseek", "qwen"] = "auto"
     train_sentinels: bool = False
-    repositories: bool = False
     seed: int = 42

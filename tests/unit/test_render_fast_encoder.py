@@ -1,6 +1,5 @@
 """The fast encoder's ids are the tokenizer's, and it knows for which tokenizers."""
 
-import json
 import logging
 import random
 import sys
@@ -14,6 +13,7 @@ from pipelines.render.encode import load_tokenizer
 from pipelines.render.fast_encoder import FastEncoder, find_problem
 from pipelines.render.text_encoder import BatchEncoder, choose_fast, join_texts, open_encoder
 from pipelines.render.vocabulary import STARCODER_TOKENS
+from tests.assets.real_texts import corpus_texts
 from tests.assets.rendering import CORPUS, small_tokenizer
 
 # What the pattern tells apart: blanks of every width, digits of every script, quotes, controls.
@@ -67,30 +67,6 @@ def test_ids_of_ten_thousand_fuzzed_strings_are_starcoders(real_data, name):
     assert_same(
         load_tokenizer(real_data / "starcoder_tokenizer" / name), [*fuzzed_texts(10_000), *CORPUS]
     )
-
-
-def strings_in(value):
-    """Yield every string in decoded JSON."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from strings_in(part)
-
-
-def corpus_texts(folder):
-    """Yield the strings of every JSON file below a folder, and the lines of other text files."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in (".gz", ".ftz") or not path.is_file():
-            continue
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-        if path.suffix == ".json":
-            yield from strings_in(json.loads(text))
-        elif path.suffix == ".jsonl":
-            for line in filter(None, text.split("\n")):
-                yield from strings_in(json.loads(line))
-        else:
-            yield from text.split("\n")
 
 
 @pytest.mark.parametrize(("name", "step"), [("starcoder", 1), ("starcoder2", 20)])
