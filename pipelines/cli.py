@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import click
@@ -204,6 +205,32 @@ def preview(
         click.echo(sample_recipe(loaded, limit=limit), nl=False)
     else:
         click.echo(show(what, limit=limit, settings=changes), nl=False)
+
+
+@starloom.command("import-config")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--deepspeed", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Its JSON."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to write the recipe.")
+def import_config(file: Path, deepspeed: Path | None, output: Path | None) -> None:
+    """Turn the YAML of another training script into a recipe.
+
+    Says what was renamed, what has no meaning here, and what is in conflict.
+    """
+    from pipelines.import_config import import_config as convert
+    from pipelines.store import write_atomic
+
+    text, lines = convert(file, deepspeed)
+    for line in lines:
+        click.echo(line, err=True)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    if output.exists():
+        raise StarloomError(f"{output} exists: name another file with --output")
+    write_atomic(output, text)
+    click.echo(f"recipe   {output}")
 
 
 @starloom.command()

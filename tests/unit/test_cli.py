@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from pipelines import cli
 from pipelines.errors import StarloomError
+from pipelines.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +27,8 @@ def test_help_fits_one_screen_and_lists_exactly_these_commands():
 
     assert len(shown.output.splitlines()) <= 30
     assert set(cli.starloom.list_commands(click.Context(cli.starloom))) == {
-        "run", "generate", "why", "trace", "doctor", "preview", "backfill", "follow",
+        "run", "generate", "why", "trace", "doctor", "preview",
+        "import-config", "backfill", "follow",
         "data", "up", "down", "status", "new",
     }  # fmt: skip
 
@@ -50,6 +52,7 @@ def test_run_takes_the_same_names_as_the_finetune_flow():
         (["trace", "latest"], "no run 'latest'"),
         (["generate", "nothing", "x"], "no run 'nothing'"),
         (["doctor", "oasst"], "hardware 'zero3' needs 8 GPU(s)"),
+        (["import-config", "nowhere.yaml"], "File 'nowhere.yaml' does not exist"),
         (["preview", "nowhere.jsonl"], "nowhere.jsonl: does not exist"),
         (
             ["backfill", "stack-exchang", "--since", "2024-01-01", "--until", "2024-02-01"],
@@ -148,3 +151,16 @@ def test_preview_of_a_recipe_shows_examples_with_what_is_trained(tmp_path):
     assert "records    40, before filters and deduplication" in shown.output
     assert re.search(r"^  Add (\d+) and \1\.$", shown.output, re.MULTILINE)
     assert re.search(r"^\+ It is \d+\.<\|endoftext\|>$", shown.output, re.MULTILINE)
+
+
+def test_the_config_of_another_script_becomes_a_recipe_that_loads(tmp_path):
+    seed = ROOT / "tests" / "assets" / "starchat"
+    config = next(seed.glob("*.y*ml"))
+    out = tmp_path / "starchat.yaml"
+
+    shown = starloom("import-config", str(config), "-o", str(out))
+    again = starloom("import-config", str(config), "-o", str(out))
+
+    assert shown.exit_code == 0, shown.output
+    assert load_recipe(str(out)).template.name == "starchat"
+    assert "exists: name another file" in str(again.exception)
