@@ -19,7 +19,7 @@ from pipelines.errors import TemplateError
 from pipelines.fim_settings import Fim
 from pipelines.manifest import Counts
 from pipelines.recipe import Recipe
-from pipelines.records import Row, body_text, read_rows
+from pipelines.records import Row, read_rows
 from pipelines.render.code_rows import CodeFormatter, make_row
 from pipelines.render.drops import Drops
 from pipelines.render.encode import in_batches, open_tokenizer, prove_fast
@@ -41,8 +41,7 @@ WRITE_OPTIONS: dict[str, Any] = {
     "use_dictionary": ["source", "fim", "pieces.list.element.control"],
     "write_page_checksum": True,
 }
-BODY = ("messages", "prompt", "completion", "text")
-COLUMNS = ("id", "source", "meta", *BODY)
+COLUMNS = ("id", "source", "meta", "messages", "prompt", "completion", "text")
 
 FORMAT_SCHEMA = pa.schema(
     [
@@ -94,7 +93,8 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     """
     folder = inputs["tokenizer"].folder
     paths = inputs["split"].paths()
-    fast = prove_fast(folder, _sample([path for _, path in paths]))
+    code = list(_sample_code([path for _, path in paths]))
+    fast = bool(code) and prove_fast(folder, code)
     arguments = {**params(recipe), "tokenizer": str(folder), "fast": fast, "pass": 0, "twin": None}
     held_out = {
         **arguments,
@@ -120,11 +120,12 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     return Built((*made, *extra), _report((*made, *extra), counts), counts)
 
 
-def _sample(paths: Sequence[Path]) -> Iterator[str]:
-    """Yield the bodies of a few records of some shards."""
+def _sample_code(paths: Sequence[Path]) -> Iterator[str]:
+    """Yield a few files of code of some shards: nothing else is encoded here."""
     for path in paths[:: max(1, len(paths) // SAMPLED_SHARDS)]:
-        for row in islice(read_rows(path, list(BODY)), SAMPLED_ROWS):
-            yield body_text(row)
+        for row in islice(read_rows(path, ["text"]), SAMPLED_ROWS):
+            if row["text"]:
+                yield row["text"]
 
 
 def format_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:

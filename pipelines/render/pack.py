@@ -47,15 +47,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Examples(NamedTuple):
-    """The examples of a split: their columns in memory, their tokens in two int32 files.
+    """The examples of a split: their columns in memory, their tokens in two files.
 
-    `names` has the columns record_id, source and fim.
+    `names` has the columns record_id, source and fim; `input_ids` holds int32, `trained` a byte for
+    each token, as labels are ids or IGNORE_INDEX.
     """
 
     names: pa.Table
     lengths: Array
     input_ids: Path
-    labels: Path
+    trained: Path
 
     @property
     def starts(self) -> Array:
@@ -94,7 +95,7 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
         if split == TRAIN:
             audit = _audit(tokenizer, examples)
         examples.input_ids.unlink()
-        examples.labels.unlink()
+        examples.trained.unlink()
     dropped = inputs["tokenize"].report["dropped"]
     if not rows["train"]:
         raise TemplateError(
@@ -204,8 +205,8 @@ def cut_stream(order: Sequence[int], examples: Examples, block_size: int) -> Seg
 def gather_examples(paths: Sequence[Path], folder: Path, split: str) -> Examples:
     """Copy the tokens of the split's Parquet shards to files that can be read at any place."""
     names, lengths = [NAMES_SCHEMA.empty_table()], [np.empty(0, np.int32)]
-    ids_path, labels_path = folder / f".{split}.input_ids", folder / f".{split}.labels"
-    with ids_path.open("wb") as ids, labels_path.open("wb") as labels:
+    ids_path, trained_path = folder / f".{split}.input_ids", folder / f".{split}.trained"
+    with ids_path.open("wb") as ids, trained_path.open("wb") as trained:
         for path in paths:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 for batch in file.iter_batches(batch_size=1024):
@@ -213,17 +214,18 @@ def gather_examples(paths: Sequence[Path], folder: Path, split: str) -> Examples
                     names.append(pa.Table.from_arrays(columns, schema=NAMES_SCHEMA))
                     lengths.append(batch["input_ids"].value_lengths().to_numpy())
                     ids.write(batch["input_ids"].flatten().to_numpy())
-                    labels.write(batch["labels"].flatten().to_numpy())
+                    labels = batch["labels"].flatten().to_numpy()
+                    trained.write((labels != IGNORE_INDEX).view(np.uint8))
     table = pa.concat_tables(names).combine_chunks()
-    return Examples(table, np.concatenate(lengths), ids_path, labels_path)
+    return Examples(table, np.concatenate(lengths), ids_path, trained_path)
 
 
-def map_tokens(path: Path) -> Array:
-    """Return a file of int32 tokens as an array that is read from disk as it is used."""
+def map_tokens(path: Path, kind: type[np.generic] = np.int32) -> Array:
+    """Return a file of tokens, or of what is said of them, as an array read when it is used."""
     if path.stat().st_size == 0:
-        return np.empty(0, dtype=np.int32)
+        return np.empty(0, dtype=kind)
     # A plain array: slicing a memmap object costs more than the copy of an example.
-    return np.asarray(np.memmap(path, dtype=np.int32, mode="r"))
+    return np.asarray(np.memmap(path, dtype=kind, mode="r"))
 
 
 def pack_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
@@ -233,11 +235,12 @@ def pack_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     starts = plan["starts"].combine_chunks().flatten().to_numpy()
     sizes = lengths.flatten().to_numpy()
     offsets = np.concatenate([[0], np.cumsum(sizes)])[lengths.offsets.to_numpy()]
+    input_ids = _collect(map_tokens(inputs[1]), starts, sizes)
+    trained = _collect(map_tokens(inputs[2], np.bool_), starts, sizes)
+    labels = np.where(trained, input_ids, np.int32(IGNORE_INDEX))
     columns = [
-        _collect(map_tokens(path), starts, sizes, np.dtype(kind), offsets)
-        for path, kind in zip(
-            inputs[1:], ("int32" if params["wide_ids"] else "uint16", "int32"), strict=True
-        )
+        pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+        for values in (input_ids.astype(np.int32 if params["wide_ids"] else np.uint16), labels)
     ]
     if params["mixing"]:  # to attention each row is one document
         ends = np.arange(len(lengths) + 1, dtype=np.int32)
@@ -248,9 +251,8 @@ def pack_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     )
     with pa.OSFile(str(output), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as writer:
         writer.write_batch(batch)
-    trained = int(np.count_nonzero(columns[1].flatten().to_numpy() != IGNORE_INDEX))
     counts = Counts(rows_in=len(sizes), rows_out=batch.num_rows, used=len(sizes))
-    return Outcome(counts, tokens=int(sizes.sum()), trained_tokens=trained)
+    return Outcome(counts, tokens=int(sizes.sum()), trained_tokens=int(trained.sum()))
 
 
 def unpack(row: Mapping[str, Any]) -> list[tuple[str, list[int], list[int]]]:
@@ -263,31 +265,25 @@ def unpack(row: Mapping[str, Any]) -> list[tuple[str, list[int], list[int]]]:
     return found
 
 
-def _collect(
-    tokens: Array,
-    starts: Array,
-    sizes: Array,
-    kind: "np.dtype[Any]",
-    offsets: Array,
-) -> pa.ListArray:
-    """Return the examples' tokens one after the other, as lists that begin at the offsets."""
-    values = np.empty(int(sizes.sum()), dtype=kind)
+def _collect(tokens: Array, starts: Array, sizes: Array) -> Array:
+    """Return stretches of the tokens one after the other."""
+    values = np.empty(int(sizes.sum()), dtype=tokens.dtype)
     at = 0
     for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
         values[at : at + size] = tokens[start : start + size]
         at += size
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+    return values
 
 
 def _audit(tokenizer: Tokenizer, examples: Examples) -> list[dict[str, Any]]:
-    input_ids, labels = map_tokens(examples.input_ids), map_tokens(examples.labels)
+    input_ids, trained = map_tokens(examples.input_ids), map_tokens(examples.trained, np.bool_)
     first = examples.names.slice(0, AUDITED_FROM)
     lengths, starts = examples.lengths[:AUDITED_FROM].tolist(), examples.starts
     record_ids, sources, orders = (first[name].to_pylist() for name in NAMES_SCHEMA.names)
     found = []
     for i in choose_audited(record_ids, sources, orders, lengths):
         span = slice(int(starts[i]), int(starts[i]) + lengths[i])
-        mask = labels[span].tolist()
+        mask = np.where(trained[span], 0, IGNORE_INDEX).tolist()
         found.append(audit_mask(tokenizer, record_ids[i], input_ids[span].tolist(), mask))
     return found
 
@@ -309,4 +305,6 @@ def write_plans(
         ]
         path = folder / f".{split}-{number:05d}.plan"
         pq.write_table(pa.Table.from_arrays(columns, schema=PLAN_SCHEMA), path)
-        yield Job(f"{split}-{number:05d}.arrow", (path, examples.input_ids, examples.labels), split)
+        yield Job(
+            f"{split}-{number:05d}.arrow", (path, examples.input_ids, examples.trained), split
+        )

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 # What is encoded twice before a stage begins: rows of some shards, up to so many characters.
 SAMPLED_SHARDS, SAMPLED_ROWS = 8, 64
-SAMPLE_CHARACTERS = 500_000
+SAMPLE_CHARACTERS = 300_000
 LONGEST_SAMPLE = 20_000
 
 
