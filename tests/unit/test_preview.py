@@ -56,6 +56,26 @@ def test_a_file_or_archive_is_told_by_its_name(tmp_path, name, kind, slug):
     assert (entry["type"], entry["id"]) == (kind, slug)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "cause"),
+    [
+        ("a.jsonl.gz", gzip.compress(lines(*ALPACA).encode())[:-12], "damaged or cut off"),
+        ("a.json.gz", gzip.compress(json.dumps(ALPACA).encode())[:-12], "damaged or cut off"),
+        ("a.csv.gz", b"prompt,completion\na,b\n", "damaged or cut off"),
+        ("a.jsonl.gz", gzip.compress(lines(TREE).encode()) + b"garbage", "damaged or cut off"),
+        ("a.jsonl.xz", b"{}", "damaged or cut off"),
+        ("a.jsonl.bz2", b"{}", "damaged"),
+    ],
+)
+def test_a_damaged_compressed_file_is_refused_before_its_type_is_told(
+    tmp_path, name, content, cause
+):
+    write_files(tmp_path, {name: content})
+
+    with pytest.raises(SourceError, match=rf"{name}: {cause} .*; download it again"):
+        preview(tmp_path / name)
+
+
 def test_a_preview_shows_schema_counts_problems_and_records(tmp_path):
     rows = lines(*ALPACA, "{bad", {"instruction": "x", "output": ""}, *ALPACA[:1])
     write_files(tmp_path / "in", {"train.jsonl": rows, "test.jsonl": lines(*ALPACA)})

@@ -11,6 +11,7 @@ import json
 import lzma
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -71,19 +72,26 @@ def spool(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     [path] = inputs
     kind = params["kinds"][str(path)]
     rows = 0
+    with refuse_damage(path), open_plain(path) as stream, output.open("wb") as file:
+        head = stream.peek(2)[:2]  # type: ignore[attr-defined]
+        if head in (b"\xff\xfe", b"\xfe\xff"):
+            raise SourceError(f"{path}: is UTF-16; convert it to UTF-8")
+        if kind == LINES and head[:1] != b"[":
+            while chunk := stream.read(CHUNK):
+                file.write(chunk)
+        else:
+            items = read_table(stream, path) if kind not in (JSON, LINES) else None
+            for item in items or read_document(stream, str(path)):
+                rows += 1
+                file.write(_line(item) + b"\n")
+    return Outcome(Counts(rows_in=rows, rows_out=rows, used=rows))
+
+
+@contextmanager
+def refuse_damage(path: Path) -> Iterator[None]:
+    """Turn what a damaged compressed file raises while it is read into a SourceError."""
     try:
-        with open_plain(path) as stream, output.open("wb") as file:
-            head = stream.peek(2)[:2]  # type: ignore[attr-defined]
-            if head in (b"\xff\xfe", b"\xfe\xff"):
-                raise SourceError(f"{path}: is UTF-16; convert it to UTF-8")
-            if kind == LINES and head[:1] != b"[":
-                while chunk := stream.read(CHUNK):
-                    file.write(chunk)
-            else:
-                items = read_table(stream, path) if kind not in (JSON, LINES) else None
-                for item in items or read_document(stream, str(path)):
-                    rows += 1
-                    file.write(_line(item) + b"\n")
+        yield
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise SourceError(
             f"{path}: damaged or cut off ({error or 'unexpected end'}); download it again"
@@ -92,7 +100,6 @@ def spool(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
         if error.errno is not None:
             raise
         raise SourceError(f"{path}: damaged ({error}); download it again") from error
-    return Outcome(Counts(rows_in=rows, rows_out=rows, used=rows))
 
 
 def open_plain(path: Path) -> IO[bytes]:
@@ -115,8 +122,11 @@ def open_plain(path: Path) -> IO[bytes]:
 
 
 def read_head(path: Path, kind: str, most: int) -> list[dict[str, Any]]:
-    """Return the first rows of a text file that are objects, without turning all of it to lines."""
-    with open_plain(path) as stream:
+    """Return the first rows of a text file that are objects, without turning all of it to lines.
+
+    Raises SourceError for a compressed file that is damaged or cut off.
+    """
+    with refuse_damage(path), open_plain(path) as stream:
         if kind == LINES or (kind == JSON and holds_lines(path)):
             texts: Iterator[str] = (
                 line.decode("utf-8", "replace")
