@@ -69,7 +69,10 @@ class _ProvenEncoder:
 
 def open_encoder(tokenizer: Tokenizer, *, fast: bool) -> TextEncoder:
     """Return an encoder; `fast` only for a tokenizer that `choose_fast` has proven."""
-    return _ProvenEncoder(tokenizer) if fast else BatchEncoder(tokenizer)
+    try:
+        return _ProvenEncoder(tokenizer) if fast else BatchEncoder(tokenizer)
+    except ModuleNotFoundError:
+        return BatchEncoder(tokenizer)
 
 
 def join_texts(texts: Iterable[str]) -> tuple[Array, Array]:
