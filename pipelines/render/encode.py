@@ -276,7 +276,7 @@ def _encode_batch(batch: pa.RecordBatch, shard: _Shard) -> pa.Table:
         assert shard.token_rules, "only the recipe's own settings cut between tokens"
         orders, cuts = batch["fim"].to_pylist(), batch["cuts"].to_pylist()
         tokens = permute_rows(tokens, orders, cuts, shard.token_rules)
-    kept = (tokens.lengths <= shard.params["block_size"]) & (tokens.predicted > 0)
+    kept = (tokens.lengths <= shard.params["block_size"]) & (tokens.num_predicted > 0)
     short: list[tuple[int, Row]] = []
     for number in np.flatnonzero(~kept).tolist():
         row = batch.slice(number, 1).to_pylist()[0]
@@ -321,11 +321,10 @@ def _count_batch(
     texts = pc.struct_field(batch["pieces"].flatten(), "text")
     characters = np.concatenate([[0], np.cumsum(pc.fill_null(pc.utf8_length(texts), 0))])
     borders = batch["pieces"].offsets.to_numpy()
-    trained = np.concatenate([[0], np.cumsum(tokens.labels != IGNORE_INDEX)])
     columns = {
         "examples": np.ones(batch.num_rows, np.int64),
         "tokens": tokens.lengths,
-        "trained_tokens": np.diff(trained[tokens.rows]),
+        "trained_tokens": tokens.num_trained,
         "characters": np.diff(characters[borders - borders[0]]),
     }
     for code, source in enumerate(coded.dictionary.to_pylist()):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipelines.render.text_encoder import TextEncoder
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Tokens:
     """The tokens of some rows: ids and labels of all, one row after the other, int32.
 
@@ -25,27 +26,38 @@ class Tokens:
     labels: Array
     rows: Array
 
-    @property
+    @cached_property
     def lengths(self) -> Array:
         """Return the number of tokens of each row."""
         return np.diff(self.rows)
 
-    @property
-    def predicted(self) -> Array:
-        """Return how many trained tokens of each row have a token before them in it."""
-        trained = self.labels != IGNORE_INDEX
-        sums = np.concatenate([[0], np.cumsum(trained)])
+    @cached_property
+    def is_trained(self) -> Array:
+        """Return which tokens are trained."""
+        found: Array = self.labels != IGNORE_INDEX
+        return found
+
+    @cached_property
+    def num_trained(self) -> Array:
+        """Return how many tokens of each row are trained."""
+        found = np.zeros(len(self.rows) - 1, np.int64)
         filled = np.flatnonzero(self.lengths)
-        firsts = np.zeros(len(self.rows) - 1, np.int64)
-        firsts[filled] = trained[self.rows[filled]]
-        found: Array = np.diff(sums[self.rows]) - firsts
+        if len(filled):
+            found[filled] = np.add.reduceat(self.is_trained, self.rows[filled], dtype=np.int64)
+        return found
+
+    @property
+    def num_predicted(self) -> Array:
+        """Return how many trained tokens of each row have a token before them in it."""
+        filled = np.flatnonzero(self.lengths)
+        found: Array = self.num_trained.copy()
+        found[filled] -= self.is_trained[self.rows[filled]]
         return found
 
     def take(self, kept: Array) -> tuple[pa.ListArray, pa.ListArray]:
         """Return the ids and labels of the rows where `kept` is True, as list columns."""
-        lengths = self.lengths
-        tokens = np.repeat(kept, lengths)
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths[kept])]), pa.int32())
+        tokens = slice(None) if kept.all() else np.repeat(kept, self.lengths)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(self.lengths[kept])]), pa.int32())
         return (
             pa.ListArray.from_arrays(offsets, pa.array(self.input_ids[tokens])),
             pa.ListArray.from_arrays(offsets, pa.array(self.labels[tokens])),
