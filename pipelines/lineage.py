@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -59,23 +60,27 @@ def build_lineage(run: Run, store: Store) -> Lineage:
 def records_of_run(run: Run, store: Store) -> Iterator[dict[str, Any]]:
     """Yield id, source, revision, url, author and license of every record in the training set.
 
-    Reads only the columns named, a batch at a time; the order is that of the split stage. Raises
-    StoreError where a stage is gone or packed ids are unknown to the split stage.
+    A record that a mixture repeats comes once. Reads only the columns named, a batch at a time; the
+    order is that of the split stage. Raises StoreError where a stage is gone or packed ids are
+    unknown to the split stage.
     """
     refs = run.refs()
     for name in ("pack", "split"):
         _manifest(run, store, refs[name])
     ids = _packed_ids(store, refs["pack"])
-    found = 0
+    seen = np.zeros(len(ids), dtype=bool)
     for _, path in store.shards(refs["split"], "train"):
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(batch_size=65_536, columns=list(COLUMNS)):
-                kept = batch.filter(pc.is_in(batch.column("id"), value_set=ids))
-                found += kept.num_rows
-                yield from kept.to_pylist()
-    if found != len(ids):
+                numbers = pc.fill_null(pc.index_in(batch.column("id"), value_set=ids), -1)
+                number, row = np.unique(numbers.to_numpy(), return_index=True)
+                row, number = row[number >= 0], number[number >= 0]
+                new = np.sort(row[~seen[number]])
+                seen[number] = True
+                yield from batch.take(pa.array(new)).to_pylist()
+    if not seen.all():
         raise StoreError(
-            f"run {run.name}: {len(ids)} records are packed, but {found} of them are in the "
+            f"run {run.name}: {len(ids)} records are packed, but {seen.sum()} of them are in the "
             f"training split {refs['split'].folder}; `starloom data verify` says which is damaged"
         )
 

@@ -10,6 +10,7 @@ from pipelines.cli import starloom
 from pipelines.errors import StoreError
 from pipelines.lineage import build_lineage, records_of_run, trace_text
 from pipelines.plan import STAGES
+from pipelines.records import read_rows, write_rows
 from pipelines.runs import Run, open_run
 from pipelines.store import Store
 from tests.assets.finished_runs import (
@@ -174,6 +175,16 @@ def test_packed_ids_that_the_split_does_not_know_are_an_error(copied, tmp_path):
         StoreError, match="13 records are packed, but 7 of them are in the training"
     ):
         list(records_of_run(run, store))
+
+
+def test_a_record_that_the_mixture_repeats_is_traced_once(copied):
+    run, store = copied
+    shard = store.path(run.refs()["split"]) / "train-00000.parquet"
+    expected = list(records_of_run(run, store))
+    rows = list(read_rows(shard))
+    write_rows(shard, [row for row in rows for _ in range(1 + (row["source"] == "toy"))] + rows[:3])
+
+    assert list(records_of_run(run, store)) == expected
 
 
 def test_the_command_prints_every_record_as_json_lines(prepared, monkeypatch):
