@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 
 from pipelines.errors import SourceError
 from pipelines.source_settings import Source
+from pipelines.sources import get_source
 from pipelines.sources.fetch import fetch_source
 from pipelines.sources.preview import detect_source, read_sample
 
@@ -19,6 +20,7 @@ Body = Literal["messages", "prompt", "text", "code"]
 GITHUB = re.compile(r"(?:https?://|git@|ssh://git@)?github\.com[/:]([\w.-]+/[\w.-]+?)(?:\.git)?/?")
 HUB = re.compile(r"(?:https?://huggingface\.co/datasets/|hf:)?([A-Za-z0-9][\w.-]*/[\w.-]+)/?")
 
+LOGIN = re.compile(r"https?://[^/\s]*@")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -41,12 +43,20 @@ def find_origin(
     path = Path(origin).expanduser()
     said = {"license": license_} if license_ else {"allow_unlicensed": True}
     if path.exists():
-        entry = {**detect_source(path.resolve()), "id": name, **said}
+        # Whether rows may lack a license is for what the data is to say, not for every kind.
+        entry = {**detect_source(path.resolve()), "id": name}
+        entry |= {"license": license_} if license_ else {}
         return OriginFound(entry, _find_body(entry), f"{entry['type']} in {path.resolve()}")
+    if LOGIN.match(origin):
+        raise SourceError(
+            "--from: an address with a name or token in it is not taken, as recipes are shared; "
+            "give https://github.com/OWNER/NAME and set GITHUB_TOKEN in the environment"
+        )
     repository = GITHUB.fullmatch(origin)
     if repository:
         entry = {"type": "repository", "id": name, "repository": repository[1]}
-        entry |= {"revision": revision or "", **said}
+        entry |= {"revision": revision} if revision else {}
+        entry |= said
         return OriginFound(entry, "code", f"repository {repository[1]} on GitHub")
     dataset = HUB.fullmatch(origin)
     if dataset:
@@ -63,6 +73,9 @@ def find_origin(
 def _find_body(entry: dict[str, Any]) -> Body:
     """Return the kind of body that the first records of a source have."""
     source = _validate(entry)
+    problem = get_source(source).find_problem(source)
+    if problem:
+        raise SourceError(f"source {source.id!r}: {problem}")
     rows = read_sample(source, SAMPLE_RECORDS)
     if not rows:
         raise SourceError(

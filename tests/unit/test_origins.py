@@ -7,6 +7,7 @@ import pytest
 from pipelines.errors import SourceError
 from pipelines.recipe import load_recipe
 from pipelines.scaffold import recipe_text, write_recipe
+from pipelines.sources import check_sources
 from pipelines.sources.origins import find_origin
 from tests.assets.made_sources import make_source
 
@@ -65,6 +66,33 @@ def test_a_repository_is_named_by_its_address(tmp_path, origin):
     assert found.body == "code"
     write_recipe("sk", recipe_text("sk", found.source, found.body, gpu=True), tmp_path)
     assert load_recipe(str(tmp_path / "sk.yaml")).sources[0].revision == "1.9.0"
+
+
+def test_the_recipe_of_a_repository_without_a_revision_asks_for_its_default_branch(tmp_path):
+    found = find_origin("https://github.com/scikit-learn/scikit-learn", "sk")
+
+    text = recipe_text("sk", found.source, found.body, gpu=False)
+    check_sources(write_recipe("sk", text, tmp_path))
+    assert "revision" not in found.source
+
+
+def test_an_address_with_a_token_is_refused_without_showing_it():
+    with pytest.raises(SourceError, match="set GITHUB_TOKEN in the environment") as caught:
+        find_origin("https://ada:ghp_abc@github.com/ada/code", "mine")
+
+    assert "ghp_abc" not in str(caught.value)
+
+
+def test_a_dump_of_an_unknown_site_is_not_read_without_attribution(tmp_path):
+    dump = make_source("stack-exchange", tmp_path / "stats.stackexchange.com")
+    plain = dump.rename(tmp_path / "dump")
+
+    with pytest.raises(SourceError, match="'mine': the site of the dump .* set `site:`"):
+        find_origin(str(plain), "mine")
+    named = plain.rename(tmp_path / "stats.stackexchange.com")
+    assert find_origin(str(named), "mine").source == {
+        "type": "stack-exchange", "id": "mine", "path": str(named),
+    }  # fmt: skip
 
 
 def test_a_hub_dataset_is_pinned_to_its_commit_and_fetched_once(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def find_problem(source: StackExchangeSource) -> str | None:
     if not _site(source) and not source.allow_unlicensed:
         return (
             f"the site of the dump {source.path!r} is not in its name, and attribution needs it: "
-            "set `site:`, e.g. site: stats.stackexchange.com"
+            "set `site:`, e.g. site: stats.stackexchange.com, or name the dump's folder like that"
         )
     return None
 
