@@ -21,7 +21,12 @@ from pipelines.render.encode import control_ids, load_tokenizer
 from pipelines.render.fim import MIDDLE, PREFIX, SUFFIX, is_permuted
 from pipelines.render.pieces import END_OF_TEXT, PAD
 from pipelines.render.sentinels import find_sentinels
-from pipelines.render.templates import added_tokens, exported_template, read_chat_template
+from pipelines.render.templates import (
+    added_tokens,
+    exported_template,
+    get_template,
+    read_chat_template,
+)
 
 DEPENDS = ("tokenizers",)
 
@@ -67,6 +72,10 @@ def params(recipe: Recipe) -> dict[str, Any]:
     needed["sentinels"] = _fim_form(recipe)
     is_own = recipe.template.name == "model"
     needed["chat_template"] = None if is_own else exported_template(recipe.template)
+    # What ends an answer; a Jinja template's is known once it has met the tokenizer.
+    needed["stop_token"] = (
+        END_OF_TEXT if recipe.template.is_jinja else get_template(recipe.template).stop
+    )
     if recipe.tokenizer.train_vocab_size:
         if is_own:
             raise TemplateError(
@@ -153,6 +162,8 @@ def write_config(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
         **SPECIAL_TOKENS_MAP,
         # Here every version of transformers and every server looks for it.
         "chat_template": params["chat_template"],
+        # Training puts it into generation_config, so that servers end answers there.
+        "stop_token": params["stop_token"],
     }
     return _write_json(config, output)
 

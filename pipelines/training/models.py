@@ -41,7 +41,8 @@ def build_model(recipe: Recipe, tokenizer_dir: Path) -> Any:
             model, new_ids = _from_pretrained(recipe, tokenizer)
         for name, value in _special_ids(tokenizer).items():
             setattr(model.config, name, value)
-        model.generation_config = GenerationConfig(**_special_ids(tokenizer))
+        ids = {**_special_ids(tokenizer), "eos_token_id": _stop_ids(tokenizer)}
+        model.generation_config = GenerationConfig(**ids)
         _check_positions(model, recipe)
         if recipe.adapter is None:
             return model
@@ -160,6 +161,14 @@ def _check_positions(model: Any, recipe: Recipe) -> None:
             f"tokenization.block_size {recipe.tokenization.block_size} is above the {limit} "
             "positions of the model"
         )
+
+
+def _stop_ids(tokenizer: Any) -> int | list[int]:
+    """Return the ids that end an answer: the end of text, and the template's end of turn."""
+    eos = tokenizer.eos_token_id
+    name = tokenizer.init_kwargs.get("stop_token")
+    stop = eos if name is None else tokenizer.convert_tokens_to_ids(name)
+    return eos if stop in (None, eos) else [eos, stop]
 
 
 def _special_ids(tokenizer: Any) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Models of recipes: the same weights everywhere, new tokens, adapters, and what is saved."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -277,3 +278,16 @@ def test_what_is_trained_is_float32_over_a_base_in_bfloat16(base, chat_tokenizer
 
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_the_saved_model_ends_answers_at_the_templates_stop_token_too(chat_tokenizer, tmp_path):
+    folder = shutil.copytree(chat_tokenizer, tmp_path / "tokenizer")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"stop_token": "<|t3|>"}))
+    end = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|t3|>")
+
+    save_trained(build_model(make_recipe(), folder), tmp_path / "model", folder, "float32")
+
+    saved = load_trained(tmp_path / "model")
+    assert saved.generation_config.eos_token_id == [0, end]
+    assert saved.config.eos_token_id == 0
