@@ -1,5 +1,6 @@
 """Says what is wrong with a recipe in words: the dotted key, the problem, and what may be meant."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,6 +8,9 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import did_you_mean
 from pipelines.source_settings import source_types
+
+# The login of an address, and the values of its query.
+SECRETS = re.compile(r"(://)[^/@\s]+(@)|([?&][\w.-]+=)[^&\s'\"]+")
 
 Location = tuple[str | int, ...]
 
@@ -35,8 +39,15 @@ def explain(recipe: type[BaseModel], error: ValidationError) -> Iterator[str]:
             yield f"{key}.type: no such type{hint} (known: {', '.join(types)}), got {tag!r}"
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            value = "" if isinstance(problem["input"], dict) else f", got {problem['input']!r}"
+            value = "" if isinstance(problem["input"], dict) else _shown(key, problem["input"])
             yield f"{key}: {message}{value}" if key else message
+
+
+def _shown(key: str, value: Any) -> str:
+    """Return a value as a message shows it, without what may be a secret put in a wrong place."""
+    if key.endswith("_env"):
+        return "; give the variable's name, not what it holds"
+    return ", got " + SECRETS.sub(r"\1\3***\2", repr(value))
 
 
 def _written(location: Location) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from pipelines.section import Count, Section
-from pipelines.source_settings.every import EverySource
+from pipelines.source_settings.every import EverySource, RepositoryName
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -76,7 +76,7 @@ class DatasetSource(EverySource):
 
     type: Literal["dataset", "code-alpaca", "gpteacher"]
     dataset: str | None = None
-    repository: str | None = None
+    repository: RepositoryName | None = None
     files: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     sha256: dict[str, Sha256] = Field(default_factory=dict)

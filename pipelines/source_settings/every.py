@@ -2,10 +2,21 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipelines.section import Count, Section
 
+
+def _without_login(address: str) -> str:
+    if "@" in address:
+        raise ValueError(
+            "expected OWNER/NAME or an address without a login: recipes are shared and stored; a "
+            "token belongs into the environment, as GITHUB_TOKEN"
+        )
+    return address
+
+
+RepositoryName = Annotated[str, AfterValidator(_without_login)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

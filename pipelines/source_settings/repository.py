@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pipelines.section import Count
-from pipelines.source_settings.every import EverySource
+from pipelines.source_settings.every import EverySource, RepositoryName
 
 Extension = Annotated[str, Field(pattern=r"^\.[A-Za-z0-9_+.-]+$", max_length=20)]
 Kind = Literal["function", "method", "class", "file"]
@@ -38,7 +38,7 @@ class RepositorySource(EverySource):
 
     type: Literal["repository"]
     distribution: str | None = None
-    repository: str | None = None
+    repository: RepositoryName | None = None
     api_url: ServerUrl = "https://api.github.com"
     raw_url: ServerUrl = "https://raw.githubusercontent.com"
     max_file_bytes: Count = 1_000_000

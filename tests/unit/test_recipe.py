@@ -101,6 +101,25 @@ def test_all_problems_are_reported_at_once_with_what_may_be_meant():
     ]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("endpoint", "https://ada:s3cret@host/v1", "got 'https://***@host/v1'"),
+        ("endpoint", "https://host/v1?key=s3cret&a=s3cret", "got 'https://host/v1?key=***&a=***'"),
+        ("api_key_env", "sk-s3cret", "give the variable's name, not what it holds"),
+        ("code", {"type": "repository", "repository": "https://s3cret@github.com/a/b"}, "***@git"),
+    ],
+)
+def test_a_secret_in_a_wrong_place_is_refused_and_not_shown(key, value, shown):
+    source = {"type": "code-qa", "id": "qa", key: value}
+
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("scikit-learn", overrides={"sources": [source]})
+
+    assert shown in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
 def test_sections_that_do_not_fit_together_are_refused():
     with pytest.raises(RecipeError, match="block_size 4096 is above model.config.n_positions 512"):
         load_recipe("quickstart", overrides={"tokenization.block_size": 4096})
