@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ def apply_smoke(values: dict[str, Any]) -> None:
     keep_tokenizer = isinstance(values.get("tokenizer"), dict) and values["tokenizer"].get(
         "name_or_path"
     )
-    for section, changes in SMOKE.items():
+    # A copy, as overrides are written into what this leaves.
+    for section, changes in deepcopy(SMOKE).items():
         if section == "tokenizer" and keep_tokenizer:
             continue
         current = values.get(section)

@@ -229,3 +229,15 @@ def test_smoke_yields_to_a_model_or_tokenizer_that_is_named(tmp_path):
     assert model.tokenizer.train_vocab_size is None
     with pytest.raises(RecipeError, match="give either name_or_path or train_vocab_size, not both"):
         load_recipe("quickstart", overrides={"tokenizer.name_or_path": folder})
+
+
+def test_the_overrides_of_one_smoke_recipe_do_not_reach_the_next(tmp_path):
+    before = load_recipe("quickstart", smoke=True)
+
+    load_recipe(
+        "oasst",
+        smoke=True,
+        overrides={"model.model_name_or_path": str(tmp_path), "training.max_steps": 3},
+    )
+
+    assert load_recipe("quickstart", smoke=True) == before
