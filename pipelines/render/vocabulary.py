@@ -73,7 +73,7 @@ def params(recipe: Recipe) -> dict[str, Any]:
     is_own = recipe.template.name == "model"
     needed["chat_template"] = None if is_own else exported_template(recipe.template)
     # What ends an answer; a Jinja template's is known once it has met the tokenizer.
-    needed["stop_token"] = (
+    needed["end_of_answer"] = (
         END_OF_TEXT if recipe.template.is_jinja else get_template(recipe.template).stop
     )
     if recipe.tokenizer.train_vocab_size:
@@ -163,7 +163,7 @@ def write_config(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
         # Here every version of transformers and every server looks for it.
         "chat_template": params["chat_template"],
         # Training puts it into generation_config, so that servers end answers there.
-        "stop_token": params["stop_token"],
+        "end_of_answer": params["end_of_answer"],
     }
     return _write_json(config, output)
 

@@ -166,7 +166,7 @@ def _check_positions(model: Any, recipe: Recipe) -> None:
 def _stop_ids(tokenizer: Any) -> int | list[int]:
     """Return the ids that end an answer: the end of text, and the template's end of turn."""
     eos = tokenizer.eos_token_id
-    name = tokenizer.init_kwargs.get("stop_token")
+    name = tokenizer.init_kwargs.get("end_of_answer")
     stop = eos if name is None else tokenizer.convert_tokens_to_ids(name)
     return eos if stop in (None, eos) else [eos, stop]
 

@@ -162,7 +162,7 @@ def test_a_template_without_a_system_turn_takes_such_dialogues_when_told_to(name
         ({"name": "chatm"}, "template.name: Input should be"),
         ({"name": "few-shot"}, "file belongs to the names few-shot and file, which need it"),
         ({"name": "plain", "file": "FILE"}, "file belongs to the names few-shot and file"),
-        ({"name": "file", "file": "no.yaml"}, "file 'no.yaml' cannot be read as UTF-8 text"),
+        ({"name": "file", "file": "no.yaml"}, "no.yaml' cannot be read as UTF-8 text"),
         ({"name": "chatml", "variant": "alpaca"}, "variant belongs to the name starchat"),
         ({"name": "chatml", "control_tokens": ["<a>"]}, "the template 'chatml' has its own"),
         ({"name": "starchat", "system_dropout": 2}, "template.system_dropout"),

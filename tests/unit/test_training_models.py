@@ -283,7 +283,7 @@ def test_what_is_trained_is_float32_over_a_base_in_bfloat16(base, chat_tokenizer
 def test_the_saved_model_ends_answers_at_the_templates_stop_token_too(chat_tokenizer, tmp_path):
     folder = shutil.copytree(chat_tokenizer, tmp_path / "tokenizer")
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"stop_token": "<|t3|>"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"end_of_answer": "<|t3|>"}))
     end = AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|t3|>")
 
     save_trained(build_model(make_recipe(), folder), tmp_path / "model", folder, "float32")
