@@ -133,7 +133,9 @@ class Work:
             return ()
         done = {job.file: self._finished(job) for job in jobs}
         missing = [job for job in jobs if done[job.file] is None]
-        if missing and len(missing) < len(jobs):
+        if not missing:
+            return tuple(report for report in done.values() if report is not None)
+        if len(missing) < len(jobs):
             left = len(jobs) - len(missing)
             logger.info("%s: going on after %d of %d shards", self.path.name, left, len(jobs))
         for attempt in range(3):

@@ -70,3 +70,10 @@ def test_samples_are_capped_for_each_reason(tmp_path, jobs):
 
 def test_no_jobs_make_no_shards_with_any_number_of_workers(tmp_path):
     assert Work(tmp_path, workers=2).map(print, [], {}, runner="processes") == ()
+
+
+@pytest.mark.parametrize("runner", ["threads", "processes"])
+def test_a_map_that_was_finished_before_a_kill_is_passed_over(tmp_path, jobs, runner):
+    first = run(tmp_path / "a", jobs)
+
+    assert run(tmp_path / "a", jobs, workers=2, runner=runner) == first
