@@ -25,7 +25,7 @@ from pipelines.evals.report import report_text, scorecard_text
 from pipelines.evals.samples import Prompt, Sample, choose_prompts, complete_prompts
 from pipelines.evals.scorecard import bootstrap_improvement, scorecard_parts, verdict
 from pipelines.lineage import build_lineage
-from pipelines.manifest import digest_of
+from pipelines.manifest import Shard, digest_of
 from pipelines.recipe import Recipe, load_hardware
 from pipelines.render.encode import load_tokenizer
 from pipelines.runs import Run
@@ -63,6 +63,7 @@ def evaluate_run(run: Run, store: Store) -> dict[str, Any]:
     check = check_reload(run, training, model, validation, workers)
     logger.info("reload check: %s", check)
     after = row_losses(model, test, workers)
+    twins = twin_losses(model, packed, store.shards(refs["pack"]), workers)
     samples = _samples(model, run, recipe, test_shards)
     del model
     # Step 0 in the precision that is saved: rounding must not count for or against training.
@@ -77,6 +78,7 @@ def evaluate_run(run: Run, store: Store) -> dict[str, Any]:
         **compare(before, after),
         "min_improvement": recipe.evaluation.min_improvement,
         "reload_check": check,
+        "fim": twins,
         "device": device,
         "seconds": round(time.monotonic() - started, 3),
         "cpu_seconds": round(usage().cpu, 3),
@@ -126,6 +128,24 @@ def check_reload(
         "tokens": found.tokens,
         "tolerance": tolerance,
     }
+
+
+def twin_losses(
+    model: Any, packed: Path, shards: Sequence[tuple[Shard, Path]], workers: int
+) -> dict[str, float]:
+    """Return the loss (nats per token) on the same held-out code in each order, {} without code.
+
+    Orders are `none` (left to right), `psm` and `spm`; of each a fixed part of the rows is read.
+    """
+    present = {shard.split for shard, _ in shards if shard.rows}
+    found = {}
+    for order in ("none", "psm", "spm"):
+        if f"validation.{order}" in present:
+            twin = PackedDataset(packed, f"validation.{order}")
+            rows = validation_rows(len(twin))
+            total = sum(row_losses(model, twin, workers, rows=rows), EvalLoss(0.0, 0))
+            found[order] = total.loss
+    return found
 
 
 def row_losses(

@@ -30,6 +30,7 @@ def scorecard_text(scorecard: Data) -> str:
             f"**{_sentence(verdict(dict(scorecard)).reason)}**",
             loss_table(scorecard),
             reload_text(scorecard["reload_check"]),
+            *twins_text(scorecard.get("fim") or {}),
             f"Evaluated on {scorecard['device']} in {scorecard['seconds']:.1f} s ({cost}).\n",
         ]
     )
@@ -58,12 +59,22 @@ def report_text(
                 "## Held-out loss",
                 loss_table(scorecard),
                 reload_text(scorecard["reload_check"]),
+                *twins_text(scorecard.get("fim") or {}),
                 "## Samples",
                 samples_text(samples),
             ]
         ).rstrip()
         + "\n"
     )
+
+
+def twins_text(losses: Mapping[str, float]) -> list[str]:
+    """Return the losses on the same held-out code in each order, apart from the curve's."""
+    if not losses:
+        return []
+    names = {"none": "left to right", "psm": "PSM", "spm": "SPM"}
+    shown = ", ".join(f"{names[order]} {loss:.3f}" for order, loss in losses.items())
+    return [f"The same held-out code in each order, nats per token: {shown}."]
 
 
 def source_table(lineage: Lineage) -> str:

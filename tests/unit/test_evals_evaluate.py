@@ -12,15 +12,22 @@ from safetensors.torch import load_file, save_file
 from pipelines.errors import StarloomError
 from pipelines.evals import evaluate as module
 from pipelines.evals import launch
-from pipelines.evals.evaluate import check_reload, compare, evaluate_run, row_losses
+from pipelines.evals.evaluate import (
+    check_reload,
+    compare,
+    evaluate_run,
+    row_losses,
+    twin_losses,
+)
 from pipelines.evals.launch import evaluate
-from pipelines.evals.report import shorten
+from pipelines.evals.report import shorten, twins_text
 from pipelines.evals.scorecard import scorecard_parts, verdict
 from pipelines.lineage import build_lineage
+from pipelines.manifest import Shard
 from pipelines.runs import Run, open_run
 from pipelines.store import Store
 from pipelines.training.collate import PackedDataset
-from pipelines.training.loss import EvalLoss, evaluate_loss
+from pipelines.training.loss import EvalLoss, evaluate_loss, validation_rows
 from pipelines.training.models import build_model, load_trained
 from tests.assets.finished_runs import make_finished_run, make_recipe_of_pairs
 
@@ -330,3 +337,32 @@ def test_step_0_is_measured_in_the_precision_that_is_saved(copied, monkeypatch):
 
     # Validation and test of the trained model, test of step 0.
     assert seen == [torch.bfloat16] * 3
+
+
+def test_the_same_code_in_each_order_is_reported_apart(finished, tmp_path):
+    run, store = finished
+    model = load_trained(run.model)
+    packed = store.path(run.refs()["pack"])
+    shards = store.shards(run.refs()["pack"])
+    validation = PackedDataset(packed, "validation")
+    folder = tmp_path / "packed"
+    shutil.copytree(packed, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    twins = [
+        {**shard, "split": f"validation.{order}"}
+        for shard in manifest["shards"]
+        for order in ("none", "psm")
+        if shard["split"] == "validation"
+    ]
+    manifest["shards"] += twins
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    losses = twin_losses(model, folder, [(Shard(**twin), folder) for twin in twins], 1)
+
+    expected = evaluate_loss(
+        model, validation, 1, "cpu", rows=validation_rows(len(validation))
+    ).loss
+    assert losses == pytest.approx({"none": expected, "psm": expected})
+    assert twin_losses(model, packed, shards, 1) == {}
+    assert twins_text(losses)[0].startswith("The same held-out code in each order")
+    assert twins_text({}) == []
