@@ -245,6 +245,17 @@ def test_what_cannot_be_decided_is_one_clear_error(tmp_path, row, keys, said):
     assert said in str(error.value)
 
 
+def test_a_stray_row_of_another_layout_makes_no_file_ambiguous(tmp_path):
+    rows = [{"prompt": f"Hi {n}", "completion": f"Hello {n}"} for n in range(15)]
+    stray = {"question": "Who?", "answer": "Ada"}
+    write_files(tmp_path / "in", {"rows.jsonl": lines(*rows[:9], stray, *rows[9:])})
+
+    records, manifest = collect(tmp_path, dataset_source(tmp_path / "in"))
+
+    assert [body(record)[0] for record in records] == [row["prompt"] for row in rows]
+    assert manifest.counts.dropped == {"empty_prompt": 1}
+
+
 def test_prompts_can_be_trained_on_as_text(tmp_path):
     [record], _ = read_rows(tmp_path, {"prompt": "Hi"}, columns={"text": "prompt"})
 

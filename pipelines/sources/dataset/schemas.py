@@ -44,6 +44,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 }
 BODY = ("messages", "prompt", "input", "completion", "text")
 ROLE_KEYS = ("role", "from")
+STRAY = 0.1  # columns that fewer of the first rows fill are those of rows out of place
 TREE = ("parent_id", "parent_message_id", "message_tree_id", "replies", "tree_state")
 
 
@@ -112,6 +113,9 @@ class _Head:
     def values(self, column: str) -> list[Any]:
         found = (get_value(row, column) for row in self.rows)
         return [value for value in found if value is not None]
+
+    def filled(self, column: str) -> float:
+        return len(self.values(column)) / len(self.rows)
 
     def equal(self, columns: Sequence[str]) -> bool:
         return all(len({repr(get_value(row, c)) for c in columns}) == 1 for row in self.rows)
@@ -190,12 +194,22 @@ def _find_body(head: _Head) -> Schema:
     return pair or _find_text(head)
 
 
-def _find_pair(head: _Head) -> Schema | None:
+def _list_pairs(head: _Head, share: float) -> list[tuple[str, list[str]]]:
+    """Return the prompt columns, each with its answers, that a share of the rows fills."""
     pairs: list[tuple[str, list[str]]] = []
     for prompt, answers in PAIRS:
-        prompts, completions = head.find([prompt], str), head.find(answers, str)
+        prompts, completions = (
+            [name for name in head.find(names, str) if head.filled(name) >= share]
+            for names in ([prompt], answers)
+        )
         if prompts and completions:
             pairs.append((prompts[0], completions))
+    return pairs
+
+
+def _find_pair(head: _Head) -> Schema | None:
+    # A stray row of another layout is that row's fault: it makes no file ambiguous.
+    pairs = _list_pairs(head, STRAY) or _list_pairs(head, 0)
     if not pairs:
         return None
     prompt, completions = pairs[0]
