@@ -1,4 +1,4 @@
-"""Runs shard functions: on threads or in processes, in any number and order, with the same result.
+"""Runs shard functions: on threads, in processes or on a cluster, always with the same result.
 
 A shard function has the shape `(inputs, output, params) -> Outcome`: it reads its input paths and
 writes the file `output`. The engine gives it a temporary path, syncs, hashes and renames the file,
@@ -11,15 +11,16 @@ import logging
 import multiprocessing
 import os
 import resource
+import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pipelines.manifest import Counts, Shard, sha256_file
 
@@ -108,13 +109,27 @@ def peak_rss_bytes(ru_maxrss: int) -> int:
     return ru_maxrss if sys.platform == "darwin" else ru_maxrss * 1024
 
 
+class Cluster(Protocol):
+    """Makes shards on other machines, which see the same files below the same paths."""
+
+    @property
+    def workers(self) -> int:
+        """How many shards are made at a time."""
+
+    def make(
+        self, function: ShardFunction, folder: Path, jobs: Sequence[Job], params: Params
+    ) -> Iterator[tuple[Job, ShardReport, Usage]]:
+        """Yield each job with its report and cost, in any order, those of lost workers left out."""
+
+
 class Work:
     """The folder a stage is being built in, and the way to fill it."""
 
-    def __init__(self, path: Path, *, workers: int = 1) -> None:
-        """Open a build folder; `workers` never changes the result, only the time."""
+    def __init__(self, path: Path, *, workers: int = 1, cluster: Cluster | None = None) -> None:
+        """Open a build folder; who makes the shards never changes the result, only the time."""
         self.path = path
-        self.workers = max(1, workers)
+        self.cluster = cluster
+        self.workers = max(1, cluster.workers if cluster else workers)
         self.kept_files: list[str] = []
         self.child_cpu = 0.0
         self.child_peak_rss = 0
@@ -127,19 +142,25 @@ class Work:
         *,
         runner: Runner = "threads",
     ) -> tuple[ShardReport, ...]:
-        """Make every job's shard, skipping those already finished; return reports in job order."""
+        """Make every job's shard, skipping those already finished; return reports in job order.
+
+        `runner` chooses between threads and processes of this machine; a cluster takes either.
+        """
         jobs = list(jobs)
         if not jobs:
             return ()
-        done = {job.file: self._finished(job) for job in jobs}
+        done = {job.file: find_finished(self.path, job) for job in jobs}
         missing = [job for job in jobs if done[job.file] is None]
         if not missing:
             return tuple(report for report in done.values() if report is not None)
         if len(missing) < len(jobs):
             left = len(jobs) - len(missing)
             logger.info("%s: going on after %d of %d shards", self.path.name, left, len(jobs))
+        # A lone shard needs no pool; one that is left because it kills its worker does.
+        here = self.workers == 1 or len(jobs) == 1
         for attempt in range(3):
-            for job, report, cost in self._run(function, missing, params, runner):
+            made = self._run_here if here else self._run
+            for job, report, cost in made(function, missing, params, runner):
                 done[job.file] = report
                 self.child_cpu += cost.cpu
                 self.child_peak_rss = max(self.child_peak_rss, cost.peak_rss)
@@ -173,25 +194,18 @@ class Work:
                     rows.append(reject)
         return found
 
-    def _finished(self, job: Job) -> ShardReport | None:
-        try:
-            data = json.loads(_sidecar(self.path / job.file).read_text(encoding="utf-8"))
-            shard = Shard(**data["shard"])
-            path = self.path / shard.file
-            if path.stat().st_size != shard.bytes or sha256_file(path) != shard.sha256:
-                return None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        counts = Counts(**data["counts"])
-        return ShardReport(shard, counts, tuple(data["rejects"]), data["extra"])
+    def _run_here(
+        self, function: ShardFunction, jobs: list[Job], params: Params, _: Runner
+    ) -> Iterable[tuple[Job, ShardReport, Usage]]:
+        for job in jobs:
+            report, _cost = make_shard(function, self.path, job, params)
+            yield job, report, Usage(0.0, 0)
 
     def _run(
         self, function: ShardFunction, jobs: list[Job], params: Params, runner: Runner
     ) -> Iterable[tuple[Job, ShardReport, Usage]]:
-        if self.workers == 1 or len(jobs) == 1:
-            for job in jobs:
-                report, _ = make_shard(function, self.path, job, params)
-                yield job, report, Usage(0.0, 0)
+        if self.cluster is not None:
+            yield from self.cluster.make(function, self.path, jobs, params)
             return
         with self._executor(runner, len(jobs)) as pool:
             futures = [pool.submit(make_shard, function, self.path, job, params) for job in jobs]
@@ -218,13 +232,29 @@ class Work:
         )
 
 
+def find_finished(folder: Path, job: Job) -> ShardReport | None:
+    """Return the report of a job's shard where it is there as it was made, else None."""
+    try:
+        data = json.loads(_sidecar(folder / job.file).read_text(encoding="utf-8"))
+        shard = Shard(**data["shard"])
+        path = folder / shard.file
+        if path.stat().st_size != shard.bytes or sha256_file(path) != shard.sha256:
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    counts = Counts(**data["counts"])
+    return ShardReport(shard, counts, tuple(data["rejects"]), data["extra"])
+
+
 def make_shard(
     function: ShardFunction, folder: Path, job: Job, params: Params
 ) -> tuple[ShardReport, Usage]:
     """Make one shard: temporary file, fsync, rename, sidecar. Returns its report and its cost."""
     before = usage()
     final = folder / job.file
-    part = folder / f".{job.file}.{os.getpid()}-{threading.get_ident()}.part"
+    # A machine that was given up may still be at the same shard, with the same process number.
+    attempt = f"{os.getpid()}-{threading.get_ident()}-{secrets.token_hex(4)}"
+    part = folder / f".{job.file}.{attempt}.part"
     outcome = function(job.inputs, part, params)
     outcome.counts.check(job.file)
     with part.open("rb") as file:
@@ -241,7 +271,7 @@ def make_shard(
     report = ShardReport(shard, outcome.counts, outcome.rejects, outcome.extra)
     part.replace(final)
     sidecar = _sidecar(final)
-    temporary = sidecar.with_name(f"{sidecar.name}.{os.getpid()}.part")
+    temporary = sidecar.with_name(f"{sidecar.name}.{attempt}.part")
     temporary.write_text(json.dumps(asdict(report), ensure_ascii=False), encoding="utf-8")
     temporary.replace(sidecar)
     after = usage()

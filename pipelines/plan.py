@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from pipelines.engine import Built, Input, Work
+from pipelines.engine import Built, Cluster, Input, Work
 from pipelines.errors import PreflightError
 from pipelines.fingerprint import code_digest, git_sha, versions
 from pipelines.recipe import Recipe
@@ -66,14 +66,24 @@ def data_root() -> Path:
     return Path(os.environ.get("STARLOOM_DATA") or default).resolve()
 
 
-def open_store(recipe: str = "", *, workers: int = 0, flow_run_id: str = "") -> Store:
-    """Open the stage store below the data root; `workers` 0 means one per CPU."""
-    context = {"recipe": recipe, "git_sha": git_sha(), "flow_run_id": flow_run_id}
+def chosen_workers() -> int:
+    """Return STARLOOM_WORKERS, 0 where it is not set; PreflightError where it is no number."""
     wanted = os.environ.get("STARLOOM_WORKERS") or "0"
     if not wanted.isdigit():
         raise PreflightError(f"STARLOOM_WORKERS={wanted!r}: expected a number of processes")
-    count = workers or int(wanted) or len(os.sched_getaffinity(0))
-    return Store(data_root() / "store", workers=count, context=context)
+    return int(wanted)
+
+
+def open_store(
+    recipe: str = "", *, workers: int = 0, flow_run_id: str = "", cluster: Cluster | None = None
+) -> Store:
+    """Open the stage store below the data root; `workers` 0 means one per CPU.
+
+    Shards are made on the cluster where one is given, on this machine otherwise.
+    """
+    context = {"recipe": recipe, "git_sha": git_sha(), "flow_run_id": flow_run_id}
+    count = workers or chosen_workers() or len(os.sched_getaffinity(0))
+    return Store(data_root() / "store", workers=count, context=context, cluster=cluster)
 
 
 def get_stage(name: str) -> Stage:
@@ -81,15 +91,20 @@ def get_stage(name: str) -> Stage:
     return {stage.name: stage for stage in STAGES}[name]
 
 
+def software_of(stage: Stage) -> tuple[str, dict[str, str]]:
+    """Return the digest of a stage's code and the versions of what its bytes depend on."""
+    return code_digest(stage.module), versions(*_module(stage).DEPENDS)
+
+
 def stage_spec(stage: Stage, recipe: Recipe, refs: Mapping[str, StageRef]) -> StageSpec:
     """Return what the stage's key is made of, given the finished upstream stages."""
-    module = _module(stage)
+    code, installed = software_of(stage)
     return StageSpec(
         stage=stage.name,
-        params=module.params(recipe),
-        code=code_digest(stage.module),
+        params=_module(stage).params(recipe),
+        code=code,
         upstream={name: refs[name] for name in stage.upstream},
-        versions=versions(*module.DEPENDS),
+        versions=installed,
     )
 
 

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.engine import Built, Work, usage
+from pipelines.engine import Built, Cluster, Work, usage
 from pipelines.errors import DiskFull, StoreError
 from pipelines.jsonlines import read_lines
 from pipelines.manifest import (
@@ -113,11 +113,17 @@ class Store:
     """All finished stages below one folder."""
 
     def __init__(
-        self, root: Path, *, workers: int = 1, context: dict[str, str] | None = None
+        self,
+        root: Path,
+        *,
+        workers: int = 1,
+        context: dict[str, str] | None = None,
+        cluster: Cluster | None = None,
     ) -> None:
         """Open a store; `context` (git sha, flow run id, recipe) is noted in new manifests."""
         self.root = root
         self.workers = workers
+        self.cluster = cluster
         self.context = context or {}
         self._hashed: set[tuple[str, str]] = set()
 
@@ -205,7 +211,7 @@ class Store:
 
     def _build(self, spec: StageSpec, builder: Builder, partial: Path, folder: Path) -> StageRef:
         started, before = time.monotonic(), usage()
-        work = Work(partial, workers=self.workers)
+        work = Work(partial, workers=self.workers, cluster=self.cluster)
         built = builder(work)
         counts = built.counts or sum((r.counts for r in built.shards), Counts())
         counts.check(spec.stage)

@@ -10,6 +10,7 @@ from pipelines.errors import ServiceError
 from pipelines.plan import data_root
 from pipelines.preflight import check
 from pipelines.recipe import Recipe, load_recipe
+from tasks.cluster import check_cluster
 from tasks.steps import step
 
 
@@ -26,6 +27,7 @@ def check_ready(
     Raises RecipeError, PreflightError or ServiceError listing what is wrong.
     """
     resolved = load_recipe(recipe, data=data, overrides=overrides, smoke=smoke)
+    check_cluster()
     workers = online_workers(train_pool) if train_pool else []
     if train_pool and not workers:
         raise ServiceError(

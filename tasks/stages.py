@@ -9,14 +9,18 @@ from prefect.states import Completed
 from pipelines.plan import build_stage, get_stage, open_store
 from pipelines.recipe import Recipe
 from pipelines.store import StageRef
+from tasks.engine import open_cluster
 from tasks.steps import step
 
 
 @step(task_run_name="{name}")
 def build(name: str, recipe: Recipe, refs: Mapping[str, StageRef]) -> State[StageRef]:
     """Return the reference of a finished stage, building it where it is not in the store."""
-    store = open_store(recipe.name, flow_run_id=str(flow_run.get_id() or ""))
-    ref = build_stage(get_stage(name), recipe, refs, store)
+    stage = get_stage(name)
+    with open_cluster(stage) as cluster:
+        own_id = str(flow_run.get_id() or "")
+        store = open_store(recipe.name, flow_run_id=own_id, cluster=cluster)
+        ref = build_stage(stage, recipe, refs, store)
     if ref.cached:
         return Completed(
             name="Cached",

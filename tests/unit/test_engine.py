@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.engine import Job, Work
+from pipelines.engine import Job, Usage, Work, make_shard
 from pipelines.manifest import sha256_file
 from tests.assets.shard_functions import die_always, die_once, double
 
@@ -47,6 +47,13 @@ def test_workers_that_always_die_end_in_an_error_that_says_what_to_do(tmp_path, 
         run(tmp_path / "x", jobs, die_always, 2, "processes")
 
 
+def test_a_shard_that_kills_its_worker_never_runs_in_this_process(tmp_path, jobs):
+    run(tmp_path / "x", jobs[1:])
+
+    with pytest.raises(RuntimeError, match="died three times while making out-0.txt"):
+        run(tmp_path / "x", jobs, die_always, 2, "processes")
+
+
 def test_a_shard_changed_after_it_was_finished_is_made_again(tmp_path, jobs):
     before = run(tmp_path / "x", jobs)
     (tmp_path / "x" / "out-1.txt").write_text("tampered with")
@@ -77,3 +84,32 @@ def test_a_map_that_was_finished_before_a_kill_is_passed_over(tmp_path, jobs, ru
     first = run(tmp_path / "a", jobs)
 
     assert run(tmp_path / "a", jobs, workers=2, runner=runner) == first
+
+
+class LossyCluster:
+    """Makes shards in another order, and loses every second worker at first."""
+
+    workers = 3
+
+    def __init__(self):
+        self.asked = []
+
+    def make(self, function, folder, jobs, params):
+        self.asked.append([job.file for job in jobs])
+        for number, job in reversed(list(enumerate(jobs))):
+            if len(self.asked) > 1 or number % 2 == 0:
+                report, _ = make_shard(function, folder, job, params)
+                yield job, report, Usage(2.0, 1000)
+
+
+def test_a_cluster_makes_the_same_shards_and_is_asked_again_for_lost_ones(tmp_path, jobs):
+    alone = run(tmp_path / "one", jobs)
+    cluster = LossyCluster()
+    (tmp_path / "cluster").mkdir()
+    work = Work(tmp_path / "cluster", cluster=cluster)
+
+    made = work.map(double, jobs, {})
+
+    assert made == alone
+    assert cluster.asked == [[job.file for job in jobs], ["out-1.txt", "out-3.txt"]]
+    assert (work.workers, work.child_cpu, work.child_peak_rss) == (3, 10.0, 1000)
