@@ -169,9 +169,15 @@ def _show_runs(client: "SyncPrefectClient") -> None:
 @click.option("--from", "origin", required=True, metavar="PATH|REPOSITORY|HUB_ID")
 @click.option("--revision", help="Tag, branch or commit of a repository or hub dataset.")
 @click.option("--license", "license_", metavar="SPDX", help="License of rows that name none.")
+@click.option("--allow-openai-outputs", is_flag=True, help="You may train on OpenAI's output.")
 @click.option("--gpu/--cpu", default=None, help="Which model to train; by default what is here.")
 def new(
-    name: str, origin: str, revision: str | None, license_: str | None, gpu: bool | None
+    name: str,
+    origin: str,
+    revision: str | None,
+    license_: str | None,
+    allow_openai_outputs: bool,
+    gpu: bool | None,
 ) -> None:
     """Write a recipe and deployment for your data.
 
@@ -184,7 +190,13 @@ def new(
     from pipelines.sources.origins import find_origin
 
     check_name(name, RECIPES)
-    found = find_origin(origin, name, revision=revision, license_=license_)
+    found = find_origin(
+        origin,
+        name,
+        revision=revision,
+        license_=license_,
+        allow_openai_outputs=allow_openai_outputs,
+    )
     text = recipe_text(name, found.source, found.body, gpu=count_gpus() > 0 if gpu is None else gpu)
     recipe = write_recipe(name, text, RECIPES)
     add_deployment(PROJECT_FILE, recipe)

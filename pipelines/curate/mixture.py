@@ -7,12 +7,16 @@ change with the order or number of shards, and hardly when data grows.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from pipelines.curate.places import place_of
 
 Settings = Mapping[str, Any]  # id, weight, epochs
+NAMESPACE = "mixture\0"  # apart from the places that decide splits
 
 
 def copies_per_record(sources: Sequence[Settings], rows: Mapping[str, int]) -> dict[str, float]:
@@ -34,7 +38,29 @@ def copies_per_record(sources: Sequence[Settings], rows: Mapping[str, int]) -> d
     return {name: pace * weights[name] / rows[name] if rows.get(name) else 0.0 for name in found}
 
 
-def num_copies(record_id: str, copies: float, seed: int) -> int:
-    """Return how many copies of one record there are: the average, rounded by the id's hash."""
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """How often a source's records are trained on: `whole` times, and those below `place` again."""
+
+    whole: int
+    place: float = 0.0
+
+    def of(self, record_id: str, seed: int) -> int:
+        """Return the number of copies of one record."""
+        again = self.place > 0 and place_of(f"{NAMESPACE}{record_id}", seed) < self.place
+        return self.whole + again
+
+
+def plan_copies(copies: float, ids: Iterable[str], seed: int) -> Copies:
+    """Return who is copied how often, so that the copies add up to the average times the records.
+
+    Records with the smallest hashes are taken once more; equal ids go together.
+    """
     whole = math.floor(copies)
-    return whole + (place_of(f"mixture\0{record_id}", seed) < copies - whole)
+    if copies == whole:
+        return Copies(whole)
+    places = np.fromiter((place_of(f"{NAMESPACE}{each}", seed) for each in ids), np.float64)
+    again = round((copies - whole) * len(places))
+    if again >= len(places):
+        return Copies(whole + 1)
+    return Copies(whole, float(np.partition(places, again)[again]))

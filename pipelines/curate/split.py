@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.curate.mixture import copies_per_record, num_copies
+from pipelines.curate.mixture import Copies, copies_per_record, plan_copies
 from pipelines.curate.places import place_of
 from pipelines.curate.rows import add_meta
 from pipelines.curate.selection import JOINED
@@ -29,6 +29,7 @@ from pipelines.records import Row, read_rows, write_rows
 
 DEPENDS = ("pyarrow",)
 SPLITS = ("train", "validation", "test")
+ONCE = Copies(1)
 
 
 @dataclass(slots=True)
@@ -68,7 +69,7 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     groups: dict[str, set[str]] = {name: set() for name in SPLITS}
     by_source: Counter[str] = Counter()
     rows = [_count_rows(path, settings, groups, by_source) for path in shards]
-    copies = copies_per_record(settings["mixture"], by_source)
+    copies = _plan(shards, copies_per_record(settings["mixture"], by_source), settings)
     made: list[ShardReport] = []
     for split in SPLITS:
         holding = [path for path, count in zip(shards, rows, strict=True) if count[split]]
@@ -94,6 +95,23 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
             "mixture": mixture,
         },
     )
+
+
+def _plan(
+    shards: Sequence[Path], averages: Mapping[str, float], params: Params
+) -> dict[str, Copies]:
+    """Return how often the train records of each source are copied."""
+
+    def train_ids(source: str) -> Iterator[str]:
+        for path in shards:
+            for row in read_rows(path, ["id", "group", "source"]):
+                if row["source"] == source and assign_split(row["group"], params) == "train":
+                    yield row["id"]
+
+    return {
+        source: plan_copies(average, train_ids(source), params["seed"])
+        for source, average in averages.items()
+    }
 
 
 def _realised(
@@ -218,7 +236,7 @@ def select_rows(inputs: Sequence[Path], output: Path, params: Params) -> Outcome
         if assign_split(row["group"], params) != wanted:
             continue
         rows += 1
-        made = list(_copies(row, copies.get(row["source"], 1.0), params["seed"]))
+        made = list(_copies(row, copies.get(row["source"], ONCE), params["seed"]))
         left_out += not made
         mixed[row["source"]] += len(made)
         kept.extend(made)
@@ -229,12 +247,9 @@ def select_rows(inputs: Sequence[Path], output: Path, params: Params) -> Outcome
     return Outcome(counts, extra=extra)
 
 
-def _copies(row: Row, copies: float, seed: int) -> Iterator[Row]:
+def _copies(row: Row, copies: Copies, seed: int) -> Iterator[Row]:
     """Yield a row's copies; all but the first say so, that their code is permuted anew."""
-    if copies == 1.0:
-        yield row
-        return
-    for number in range(num_copies(row["id"], copies, seed)):
+    for number in range(copies.of(row["id"], seed)):
         copy = dict(row)
         if number:
             add_meta(copy, copy=number)

@@ -34,7 +34,12 @@ class OriginFound:
 
 
 def find_origin(
-    origin: str, name: str, *, revision: str | None = None, license_: str | None = None
+    origin: str,
+    name: str,
+    *,
+    revision: str | None = None,
+    license_: str | None = None,
+    allow_openai_outputs: bool = False,
 ) -> OriginFound:
     """Return the source that reads an origin. A hub dataset is fetched, to see its rows.
 
@@ -46,6 +51,12 @@ def find_origin(
         # Whether rows may lack a license is for what the data is to say, not for every kind.
         entry = {**detect_source(path.resolve()), "id": name}
         entry |= {"license": license_} if license_ else {}
+        if _validate(entry).openai_outputs and not allow_openai_outputs:
+            raise SourceError(
+                f"--from {origin!r}: known to hold output of OpenAI models, whose terms forbid "
+                "training competing models; --allow-openai-outputs says that you may train on it"
+            )
+        entry |= {"allow_openai_outputs": True} if allow_openai_outputs else {}
         return OriginFound(entry, _find_body(entry), f"{entry['type']} in {path.resolve()}")
     if LOGIN.match(origin):
         raise SourceError(

@@ -65,8 +65,6 @@ def detect_source(path: str | Path) -> dict[str, Any]:
     if found != "stack-exchange":
         # Your own data need not say under which license you may use it; a site's posts do.
         entry["allow_unlicensed"] = True
-    if found in PRESET_FILES.values():
-        entry["allow_openai_outputs"] = True
     return entry
 
 

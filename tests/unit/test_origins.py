@@ -124,3 +124,13 @@ def test_nothing_at_all_is_explained(tmp_path, monkeypatch):
         find_origin("./nowhere", "mine")
     with pytest.raises(SourceError, match="nothing here is known as code"):
         find_origin(str(tmp_path / "empty"), "mine")
+
+
+def test_known_output_of_openai_models_is_taken_only_where_that_is_allowed_by_name(tmp_path):
+    path = make_source("gpteacher", tmp_path).rename(tmp_path / "codegen-instruct.json")
+
+    with pytest.raises(SourceError, match="--allow-openai-outputs says that you may train on it"):
+        find_origin(str(path), "mine")
+
+    found = find_origin(str(path), "mine", allow_openai_outputs=True)
+    assert (found.source["type"], found.source["allow_openai_outputs"]) == ("gpteacher", True)
