@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,18 +119,20 @@ class RayCluster:
             Order(function, folder, group, params, self.stage.name, software)
             for group in split_jobs(jobs, workers)
         )
-        running: dict[Any, tuple[PrefectRayFuture[list[Made]], Order]] = {}
+        # Futures of Python: ray.wait does not see the signal that cancels a flow run.
+        running: dict[Future[Any], tuple[PrefectRayFuture[list[Made]], Order]] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
                     order = waiting.popleft()
                     future = _submit(runner, order)
-                    running[future.wrapped_future] = (future, order)
-                [ended], _ = ray.wait(list(running), num_returns=1)
-                yield from _collect(*running.pop(ended))
+                    running[future.wrapped_future.future()] = (future, order)
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for done in ended:
+                    yield from _collect(done, *running.pop(done))
         finally:
-            for task in running:
-                ray.cancel(task)
+            for future, _ in running.values():
+                ray.cancel(future.wrapped_future)
 
     def _connect(self) -> "RayTaskRunner[Any]":
         """Return the started task runner; PreflightError where Ray refuses us."""
@@ -151,7 +154,10 @@ class RayCluster:
             self._runner = runner.__enter__()
         except (RuntimeError, ConnectionError, ValueError) as error:
             said = " ".join(str(error).split())
-            raise PreflightError(f"the Ray cluster {self.address} refuses us: {said}") from error
+            raise PreflightError(
+                f"the Ray cluster {self.address} refuses us (its token, Ray and Python have to be "
+                f"those of this machine): {said}"
+            ) from error
         finally:
             # Ray takes the signal by which Prefect tells us that the flow run was cancelled.
             if threading.current_thread() is threading.main_thread():
@@ -243,14 +249,13 @@ def _submit(runner: "RayTaskRunner[Any]", order: Order) -> "PrefectRayFuture[lis
 
 
 def _collect(
-    future: "PrefectRayFuture[list[Made]]", order: Order
+    done: "Future[Any]", future: "PrefectRayFuture[list[Made]]", order: Order
 ) -> Iterator[tuple[Job, ShardReport, Usage]]:
     """Yield what an ended task made; nothing where its worker was lost. Raises its error."""
-    import ray
     from ray.exceptions import RayError, RayTaskError
 
     try:
-        ray.get(future.wrapped_future)
+        done.result()
         future.wait()
         lost = future.state.message if future.state.is_crashed() else None
     except RayTaskError:
