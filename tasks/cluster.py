@@ -32,14 +32,17 @@ PASSED_ON = ("STARLOOM_LID_MODEL", "HF_HUB_OFFLINE", "NO_PROXY", "no_proxy")
 def ray_address(environment: Mapping[str, str] = os.environ) -> str | None:
     """Return STARLOOM_RAY_ADDRESS, None where it is not set; PreflightError where it is no address.
 
-    auto: the cluster this machine is part of. HOST:PORT: its head, from a machine of the cluster.
-    ray://HOST:PORT: the head's client server, from any machine.
+    auto: the cluster this machine is part of. HOST:PORT: the head of that cluster. Ray's client
+    (ray://) is not taken: a worker belongs on a machine of the cluster, which has the files.
     """
     address = environment.get(ADDRESS, "").strip()
     if not address:
         return None
-    if address != "auto" and not re.fullmatch(r"(ray://)?([\w.-]+|\[[0-9a-fA-F:]+\]):\d+", address):
-        raise PreflightError(f"{ADDRESS}={address!r}: expected auto, HOST:PORT or ray://HOST:PORT")
+    if address != "auto" and not re.fullmatch(r"([\w.-]+|\[[0-9a-fA-F:]+\]):\d+", address):
+        raise PreflightError(
+            f"{ADDRESS}={address!r}: expected auto or HOST:PORT, the head of the cluster that this "
+            "machine is part of"
+        )
     return address
 
 
@@ -67,7 +70,7 @@ def check_cluster(environment: MutableMapping[str, str] = os.environ) -> str | N
 
 def _host(address: str) -> str | None:
     """Return the host of an address, None for auto."""
-    return None if address == "auto" else urlsplit(f"//{address.removeprefix('ray://')}").hostname
+    return None if address == "auto" else urlsplit(f"//{address}").hostname
 
 
 def _check_head(address: str, host: str) -> None:

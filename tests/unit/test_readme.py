@@ -76,6 +76,8 @@ def test_every_command_in_the_docs_is_one_that_exists(page, words):
             "export",
             "STARLOOM_PORT=4300",
             ".ci/run",
+            "python",
+            "ray",
         }, page
 
 
