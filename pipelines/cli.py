@@ -185,8 +185,14 @@ def doctor(recipe: str, data: str | None, overrides: tuple[str, ...], smoke: boo
 @click.option("--data", metavar="PATH", help="A local path instead of the recipe's source.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a key.")
 @click.option("--smoke", is_flag=True, help="Preview the smoke form of the recipe.")
+@click.option("--rejected", is_flag=True, help="What curation leaves out of a recipe, and why.")
 def preview(
-    what: str, limit: int, data: str | None, settings: tuple[str, ...], smoke: bool
+    what: str,
+    limit: int,
+    data: str | None,
+    settings: tuple[str, ...],
+    smoke: bool,
+    rejected: bool,
 ) -> None:
     """Show what would be read, or trained on.
 
@@ -195,14 +201,15 @@ def preview(
     recipe: examples as they are rendered, with what is trained marked.
     """
     from pipelines.overrides import parse_override
-    from pipelines.preview_recipe import sample_recipe
+    from pipelines.preview_recipe import sample_recipe, sample_rejected
     from pipelines.recipe import is_recipe_name, load_recipe
     from pipelines.sources.preview import preview as show
 
     changes = dict(parse_override(text) for text in settings)
     if is_recipe_name(what):
         loaded = load_recipe(what, data=data, overrides=changes, smoke=smoke)
-        click.echo(sample_recipe(loaded, limit=limit), nl=False)
+        shown = sample_rejected(loaded) if rejected else sample_recipe(loaded, limit=limit)
+        click.echo(shown, nl=False)
     else:
         click.echo(show(what, limit=limit, settings=changes), nl=False)
 

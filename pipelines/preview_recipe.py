@@ -7,10 +7,10 @@ shown is what training gets. Filters, deduplication and redaction come before an
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipelines.engine import Built, Job, Outcome, Params, Work
 from pipelines.errors import StarloomError, TemplateError
+from pipelines.funnel import funnel_text
 from pipelines.manifest import Counts, Manifest
 from pipelines.plan import Refs, build_stage, get_stage
 from pipelines.recipe import Recipe
@@ -20,10 +20,12 @@ from pipelines.render.reports import FENCE, show_audit, show_tokens
 from pipelines.render.templates import Unrenderable, get_template
 from pipelines.sources import check_sources
 from pipelines.sources.preview import read_sample
-from pipelines.store import StageSpec, Store
+from pipelines.store import StageRef, StageSpec, Store
 
 NUM_SHOWN = 3
 SAMPLE_RECORDS = 300
+CURATED_RECORDS = 2000
+CURATION = ("language", "quality", "redact", "dedup", "decontaminate")
 # Longer examples and prompts are shown by their first and last lines.
 SHOWN_LINES = 60
 
@@ -38,6 +40,25 @@ def sample_recipe(recipe: Recipe, *, limit: int = NUM_SHOWN) -> str:
     return preview_recipe(recipe, records, limit=limit)
 
 
+def sample_rejected(recipe: Recipe) -> str:
+    """Return what curation leaves out or changes of the first records of each source, and why.
+
+    The real stages run on them, so deduplication compares these records only. Raises as
+    `sample_recipe` does.
+    """
+    check_sources(recipe)
+    records = [row for source in recipe.sources for row in read_sample(source, CURATED_RECORDS)]
+    if not records:
+        raise StarloomError("no record to preview: the recipe's sources gave none")
+    with tempfile.TemporaryDirectory(prefix="starloom-preview-") as name:
+        store = Store(Path(name), workers=1)
+        refs: Refs = {"collect": _store_records(store, "collect", records)}
+        for stage in CURATION:
+            refs[stage] = build_stage(get_stage(stage), recipe, refs, store)
+        manifests = {stage: store.manifest(refs[stage]) for stage in CURATION}
+    return f"{len(records):,} records of {recipe.name}\n\n{funnel_text(manifests, {})}\n"
+
+
 def preview_recipe(recipe: Recipe, records: Sequence[Row], *, limit: int = NUM_SHOWN) -> str:
     """Return a page on how a recipe renders records; all are counted, `limit` are shown.
 
@@ -48,7 +69,7 @@ def preview_recipe(recipe: Recipe, records: Sequence[Row], *, limit: int = NUM_S
         raise StarloomError("no record to preview: the recipe's sources gave none")
     with tempfile.TemporaryDirectory(prefix="starloom-preview-") as name:
         store = Store(Path(name), workers=1)
-        refs: Refs = {"split": _store_records(store, records)}
+        refs: Refs = {"split": _store_records(store, "split", records)}
         for stage in ("tokenizer", "format", "tokenize"):
             refs[stage] = build_stage(get_stage(stage), recipe, refs, store)
         parts = [_describe(recipe, store.manifest(refs["tokenizer"]), len(records))]
@@ -68,17 +89,18 @@ def preview_recipe(recipe: Recipe, records: Sequence[Row], *, limit: int = NUM_S
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _store_records(store: Store, records: Sequence[Row]) -> Any:
-    """Put the records where the split stage would leave them, all to train on."""
+def _store_records(store: Store, stage: str, records: Sequence[Row]) -> StageRef:
+    """Put the records where a stage would leave them; after split, all are to train on."""
 
     def write(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
         write_rows(output, records)
         return Outcome(Counts(len(records), len(records), len(records)))
 
     def build(work: Work) -> Built:
-        return Built((work.one(write, Job("train-00000.parquet", (), "train"), {}),))
+        split = "train" if stage == "split" else ""
+        return Built((work.one(write, Job("records-00000.parquet", (), split), {}),))
 
-    return store.build(StageSpec("split", {}, ""), build)
+    return store.build(StageSpec(stage, {}, ""), build)
 
 
 def _describe(recipe: Recipe, tokenizer: Manifest, num_records: int) -> str:

@@ -164,3 +164,24 @@ def test_the_config_of_another_script_becomes_a_recipe_that_loads(tmp_path):
     assert shown.exit_code == 0, shown.output
     assert load_recipe(str(out)).template.name == "starchat"
     assert "exists: name another file" in str(again.exception)
+
+
+def test_preview_shows_what_curation_leaves_out_with_samples_per_reason(tmp_path):
+    good = [{"instruction": f"Add the numbers {n} and {n}.", "output": f"{n} plus {n} makes {2 * n}, as anybody can count."}
+            for n in range(5)]  # fmt: skip
+    odd = [
+        {"instruction": "Sag mir, wie spaet es heute ist, und warum.", "output": "Es ist zwoelf."},
+        {"instruction": "Who wrote this text?", "output": "Ada, ada.lovelace@mail.org did it."},
+        good[0],
+    ]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(good + odd))
+
+    shown = starloom("preview", "gpteacher", "--smoke", "--data", str(path), "--rejected")
+
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.startswith("8 records of gpteacher")
+    assert "- language, language:de" in shown.output
+    assert "- redact, redacted:email" in shown.output
+    assert "- dedup, exact_duplicate" in shown.output
+    assert "lovelace@mail" not in shown.output
