@@ -167,8 +167,13 @@ def test_the_config_of_another_script_becomes_a_recipe_that_loads(tmp_path):
 
 
 def test_preview_shows_what_curation_leaves_out_with_samples_per_reason(tmp_path):
-    good = [{"instruction": f"Add the numbers {n} and {n}.", "output": f"{n} plus {n} makes {2 * n}, as anybody can count."}
-            for n in range(5)]  # fmt: skip
+    good = [
+        {
+            "instruction": f"Add the numbers {n} and {n}.",
+            "output": f"{n} plus {n} makes {2 * n}, as anybody can count.",
+        }
+        for n in range(5)
+    ]
     odd = [
         {"instruction": "Sag mir, wie spaet es heute ist, und warum.", "output": "Es ist zwoelf."},
         {"instruction": "Who wrote this text?", "output": "Ada, ada.lovelace@mail.org did it."},
