@@ -29,15 +29,7 @@ RENDERING = {
     "fim: {fim_rate: 0.5, fim_spm_rate: 0.5}",
 }
 
-SMALL = """\
-# Model: random weights, 3.9 million parameters, which 2 CPU cores train in minutes. With a GPU,
-# start from a pretrained one instead: model: {{model_name_or_path: bigcode/starcoderbase-1b}},
-# no tokenizer, learning_rate 2.0e-5, hardware: gpu.
-model:
-  config: {{model_type: gpt_bigcode, n_layer: 4, n_head: 4, n_embd: 256, n_positions: 512}}
-  dtype: float32
-tokenizer: {{train_vocab_size: 4096}}
-
+DATA = """\
 # Data
 sources:
   - {source}
@@ -50,7 +42,18 @@ split: {{validation: 0.05, test: 0.05}}
 
 # Rendering
 {rendering}
-tokenization: {{block_size: 512}}
+"""
+
+SMALL = """\
+# Model: random weights, 3.9 million parameters, which 2 CPU cores train in minutes. With a GPU,
+# start from a pretrained one instead: model: {{model_name_or_path: bigcode/starcoderbase-1b}},
+# no tokenizer, learning_rate 2.0e-5, hardware: gpu.
+model:
+  config: {{model_type: gpt_bigcode, n_layer: 4, n_head: 4, n_embd: 256, n_positions: 512}}
+  dtype: float32
+tokenizer: {{train_vocab_size: 4096}}
+
+{data}tokenization: {{block_size: 512}}
 
 # Training: 2 processes x 2 rows x 512 tokens = 2,048 tokens a step
 training:
@@ -77,19 +80,7 @@ model:
   revision: main                  # pin a commit before publishing numbers
   dtype: bfloat16
 
-# Data
-sources:
-  - {source}
-
-# Curation
-curation:
-  languages: [en]                 # [] keeps every language
-  dedup: {{ngram: 5, threshold: 0.7}}
-split: {{validation: 0.05, test: 0.05}}
-
-# Rendering
-{rendering}
-tokenization: {{block_size: 2048}}
+{data}tokenization: {{block_size: 2048}}
 
 # Training: all weights, 16 rows a step
 training:
@@ -142,7 +133,8 @@ def recipe_text(name: str, source: Mapping[str, Any], body: Body, *, gpu: bool) 
         f"name: {name}\n"
         f"description: {_flow(f'{_MODELS[gpu]} on {found}')}\n\n"
     )
-    return head + settings.format(source=_flow(dict(source)), rendering=RENDERING[body])
+    data = DATA.format(source=_flow(dict(source)), rendering=RENDERING[body])
+    return head + settings.format(data=data)
 
 
 _MODELS = {True: "StarCoderBase-1B", False: "Small model from scratch"}

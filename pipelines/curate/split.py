@@ -4,16 +4,16 @@ A group's split depends on the seed and its name alone: it stays where it is whe
 no group ever lies in two splits. Groups that near-duplicates connect (`meta.joined`, from the dedup
 stage) go by one name, across sources, too. Three things come before the hash: a split that the
 data brings (`meta.split`, unless `keep_predefined` is off), where a group with rows of several goes
-to the one farthest from training; a source with test rows but no validation rows shares them
-between the two; and where too few groups leave a held-out split empty, it takes the train group
-that is next in line (the report names it). Train rows are then repeated or thinned as the mixture
-asks.
+to the one farthest from training; where the data brings one held-out split alone, it is both
+validation and test, and every row stays in the split it came with; and where too few groups leave a
+held-out split empty, it takes the train group that is next in line. The report names both. Train
+rows are then repeated or thinned as the mixture asks.
 """
 
 import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,25 +64,31 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     settings = params(recipe)
     seen = _look(shards)
     settings["joined"] = seen.joined
-    settings["given"] = _predefined(seen, settings) if settings["keep_predefined"] else {}
-    settings["moved"] = fill_empty(seen.names, settings)
+    settings["given"] = _predefined(seen) if settings["keep_predefined"] else {}
+    stands_in = find_stand_in(seen.names, settings)
+    settings["moved"] = fill_empty(seen.names, settings, stands_in)
     groups: dict[str, set[str]] = {name: set() for name in SPLITS}
     by_source: Counter[str] = Counter()
     rows = [_count_rows(path, settings, groups, by_source) for path in shards]
     copies = _plan(shards, copies_per_record(settings["mixture"], by_source), settings)
     made: list[ShardReport] = []
     for split in SPLITS:
-        holding = [path for path, count in zip(shards, rows, strict=True) if count[split]]
+        read = stands_in.get(split, split)
+        holding = [path for path, count in zip(shards, rows, strict=True) if count[read]]
         jobs = [
             Job(f"{split}-{number:05d}.parquet", (path,), split)
             for number, path in enumerate(holding)
         ]
-        given = {**settings, "select": split, "copies": copies if split == "train" else {}}
+        given = {**settings, "select": read, "copies": copies if split == "train" else {}}
         made += work.map(select_rows, jobs, given)
     report = {
-        split: {"groups": len(groups[split]), "rows": sum(count[split] for count in rows)}
+        split: {"groups": len(groups[read]), "rows": sum(count[read] for count in rows)}
         for split in SPLITS
+        for read in [stands_in.get(split, split)]
     }
+    # Rows that are read for two splits came in once.
+    once = sum((each.counts for each in made if each.shard.split not in stands_in), Counts())
+    counts = replace(once, rows_out=sum(each.counts.rows_out for each in made))
     mixture = _realised(settings["mixture"], by_source, made)
     predefined = dict(sorted(Counter(settings["given"].values()).items()))
     return Built(
@@ -90,10 +96,12 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
         {
             "splits": report,
             "moved": settings["moved"],
+            "stands_in": stands_in,
             "predefined_groups": predefined,
             "joined_groups": len(seen.joined),
             "mixture": mixture,
         },
+        counts,
     )
 
 
@@ -159,21 +167,13 @@ def _said(meta: str | None) -> dict[str, Any]:
     return found
 
 
-def _predefined(seen: _Seen, params: Params) -> dict[str, str]:
+def _predefined(seen: _Seen) -> dict[str, str]:
     """Return {group: split} as the data brings them; a source of nothing but train brings none."""
-    held_out = params["validation"] + params["test"]
-    found = {}
-    for group, split in seen.given.items():
-        brought = seen.sources[seen.source_of[group]]
-        if brought == {"train"}:
-            continue
-        other = {"test": "validation", "validation": "test"}.get(split, "")
-        if other and other not in brought:
-            moves = place_of(group, params["seed"]) < params[other] / held_out
-            found[group] = other if moves else split
-        else:
-            found[group] = split
-    return found
+    return {
+        group: split
+        for group, split in seen.given.items()
+        if seen.sources[seen.source_of[group]] != {"train"}
+    }
 
 
 def _count_rows(
@@ -188,14 +188,30 @@ def _count_rows(
     return found
 
 
-def fill_empty(groups: Collection[str], params: Params) -> dict[str, str]:
+def find_stand_in(groups: Collection[str], params: Params) -> dict[str, str]:
+    """Return {split: split read in its place} where the data brings only one that is held out.
+
+    Taking rows for the other would change a split that is to be kept as it was given.
+    """
+    filled = {assign_split(group, params) for group in groups}
+    brought = set(params["given"].values())
+    for empty, other in (("validation", "test"), ("test", "validation")):
+        if empty not in filled and other in brought:
+            return {empty: other}
+    return {}
+
+
+def fill_empty(
+    groups: Collection[str], params: Params, stands_in: Mapping[str, str]
+) -> dict[str, str]:
     """Return {group: split} for the train groups that have to fill an empty held-out split.
 
     Raises SourceError where fewer groups than splits are left.
     """
     order = sorted(groups, key=lambda group: place_of(group, params["seed"]))
     filled = Counter(assign_split(group, params) for group in order)
-    wanted = [name for name in ("test", "validation") if params[name] and not filled[name]]
+    empty = [name for name in ("test", "validation") if params[name] and not filled[name]]
+    wanted = [name for name in empty if name not in stands_in]
     train = [group for group in order if assign_split(group, params) == "train"]
     if len(train) <= len(wanted):
         raise SourceError(

@@ -151,7 +151,7 @@ DECOYS = {
     ),
     "pypi": (
         "pypi-AgEIcHlwaS5vcmc...",
-        "https://pypi.org/project/x",
+        "https://docs.python.org/3/x",
         "pypi-publish-action-for-all-of-us",
     ),
     "jwt": (

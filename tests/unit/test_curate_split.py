@@ -135,17 +135,22 @@ def test_splits_that_the_data_brings_are_kept_and_nothing_of_theirs_is_trained_o
     assert report["predefined_groups"] == {"test": 30, "train": 200, "validation": 20}
 
 
-def test_a_source_with_test_rows_only_shares_them_with_validation_and_keeps_its_train_rows(
-    tmp_path,
+@pytest.mark.parametrize(("only", "empty"), [("test", "validation"), ("validation", "test")])
+def test_the_one_held_out_split_that_data_brings_is_both_and_every_row_stays_as_given(
+    tmp_path, only, empty
 ):
-    every = given_rows("s", train=200, test=100)
+    every = given_rows("s", **{"train": 200, only: 100})
 
     store, ref = split(tmp_path, every, validation=0.05, test=0.05)
 
-    found = splits_of(store, ref)
-    assert found["train"] == {row["id"] for row in every if ":train:" in row["id"]}
-    assert found["validation"] | found["test"] == {r["id"] for r in every if ":test:" in r["id"]}
-    assert 30 < len(found["validation"]) < 70
+    given = {name: {r["id"] for r in every if f":{name}:" in r["id"]} for name in ("train", only)}
+    assert splits_of(store, ref) == {**given, empty: given[only]}
+    manifest = store.manifest(ref)
+    assert manifest.report["stands_in"] == {empty: only}
+    assert {name: each["rows"] for name, each in manifest.report["splits"].items()} == {
+        "train": 200, only: 100, empty: 100,
+    }  # fmt: skip
+    assert manifest.counts == Counts(rows_in=300, rows_out=400, used=300)
 
 
 def test_a_group_of_several_splits_goes_to_the_one_farthest_from_training(tmp_path):
