@@ -29,6 +29,20 @@ def read_files(
         Job(shard_name(given["first"] + number), paths[start : start + per_shard])
         for number, start in enumerate(range(0, len(paths), per_shard))
     ]
+    return map_capped(extract, jobs, work, given, lambda left: sum(len(job.inputs) for job in left))
+
+
+def map_capped(
+    extract: Extract,
+    jobs: Sequence[Job],
+    work: Work,
+    given: Params,
+    count_rows: Callable[[Sequence[Job]], int],
+) -> Read:
+    """Make the shards of records in processes; under a cap one by one, until it is reached.
+
+    `count_rows` tells how many rows the jobs hold that the cap leaves undone.
+    """
     if given["limit"] is None:
         return Read(list(work.map(extract, jobs, given, runner="processes")))
     # What a shard may still hold depends on those before it, so a capped source is read in order.
@@ -38,5 +52,5 @@ def read_files(
         if left <= 0:
             break
         made.append(work.one(extract, job, {**given, "limit": left}))
-    unread = sum(len(job.inputs) for job in jobs[len(made) :])
+    unread = count_rows(jobs[len(made) :])
     return Read(made, Counts(rows_in=unread, dropped={"max_records": unread} if unread else {}))

@@ -18,6 +18,17 @@ from pipelines.store import StageSpec, Store
 CORPUS = [inspect.getsource(module) for module in (fim, pack, templates)]
 STAGES = ("tokenizer", "format", "tokenize", "pack")
 
+# Text that looks like control tokens, in the places where it may stand.
+CONTROL_STRINGS = (
+    *templates.CHAT_TOKENS, "<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>",
+    "<fim_pad>", "<filename>", "<jupyter_code>", "<reponame>", "<|ASSISTANT|>", "<|END|>",
+)  # fmt: skip
+CONTEXTS = (
+    "{}", "{}{}", "before {} after", "x={}", "line\n{}\nline", "```\n{}\n```",
+    "caf\u00e9 {} \U0001f600",
+)  # fmt: skip
+FORGED = [context.format(text, text) for text in CONTROL_STRINGS for context in CONTEXTS]
+
 
 @functools.cache
 def small_tokenizer():

@@ -10,7 +10,7 @@ from pipelines.render.encode import encode_pieces, encode_prompt, encode_rows, l
 from pipelines.render.pieces import Piece
 from pipelines.render.templates import CHAT_TOKENS, get_template
 from pipelines.template_settings import Template as Settings
-from tests.assets.rendering import CORPUS, train_tokenizer
+from tests.assets.rendering import CONTROL_STRINGS, CORPUS, FORGED, train_tokenizer
 from tests.assets.template_cases import (
     ALL,
     DIALOGUES,
@@ -23,15 +23,6 @@ from tests.assets.template_cases import (
     save_folder,
 )
 
-STRINGS = (
-    *CHAT_TOKENS, "<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>",
-    "<filename>", "<jupyter_code>", "<reponame>", "<|ASSISTANT|>", "<|END|>",
-)  # fmt: skip
-CONTEXTS = (
-    "{}", "{}{}", "before {} after", "x={}", "line\n{}\nline", "```\n{}\n```",
-    "caf\u00e9 {} \U0001f600",
-)  # fmt: skip
-FORGED = [context.format(text, text) for text in STRINGS for context in CONTEXTS]
 NUM_FUZZED = 10_000
 
 
@@ -48,7 +39,19 @@ def opened(request, tmp_path_factory):
 def fuzzed_strings():
     """Return control strings whole, halved, doubled and in any case, among other characters."""
     draw = random.Random(0)
-    parts = [*WRITTEN, *STRINGS, "<|", "|>", "<", ">", "\n", " ", "\u00e9", "\u65e5", "\U0001f600"]
+    parts = [
+        *WRITTEN,
+        *CONTROL_STRINGS,
+        "<|",
+        "|>",
+        "<",
+        ">",
+        "\n",
+        " ",
+        "\u00e9",
+        "\u65e5",
+        "\U0001f600",
+    ]
     return [
         "".join(_vary(draw, draw.choice(parts)) for _ in range(draw.randint(1, 8)))
         for _ in range(NUM_FUZZED)

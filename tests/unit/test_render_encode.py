@@ -17,17 +17,7 @@ from pipelines.render.encode import (
 from pipelines.render.format import FORMAT_SCHEMA
 from pipelines.render.pieces import Piece
 from pipelines.render.templates import CHAT_TOKENS, get_template
-from tests.assets.rendering import record, render_stages, rendering_recipe, small_tokenizer
-
-CONTROL_STRINGS = (
-    *CHAT_TOKENS, "<|endoftext|>", "<fim_prefix>", "<fim_middle>", "<fim_suffix>", "<fim_pad>",
-    "<filename>", "<jupyter_code>", "<reponame>", "<|ASSISTANT|>", "<|END|>",
-)  # fmt: skip
-CONTEXTS = (
-    "{}", "{}{}", "before {} after", "x={}", "line\n{}\nline", "```\n{}\n```",
-    "caf\u00e9 {} \U0001f600",
-)  # fmt: skip
-FORGED = [context.format(text, text) for text in CONTROL_STRINGS for context in CONTEXTS]
+from tests.assets.rendering import FORGED, record, render_stages, rendering_recipe, small_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from typing import Any
 
 from pipelines.engine import Job, Params, ShardReport, Work
 from pipelines.errors import SourceError
-from pipelines.manifest import Counts
 from pipelines.source_settings import CodeQaSource, DatasetSource
 from pipelines.sources import dataset
 from pipelines.sources.code_qa.generate import PAIRS, generate, generate_problem
@@ -22,7 +21,7 @@ from pipelines.sources.dataset.layout import ARROW, LINES, PARQUET, kind_of
 from pipelines.sources.dataset.spool import needs_spool, spool
 from pipelines.sources.dataset.units import Unit, count_lines, plan_units
 from pipelines.sources.fetch import fetched_folder
-from pipelines.sources.files import shard_name
+from pipelines.sources.files import map_capped, shard_name
 from pipelines.sources.raw import Fetched, Origin, Raw, Read, Window, digest_raw
 from pipelines.store import write_atomic
 
@@ -128,18 +127,12 @@ def _write_plans(plans: list[dict[str, Any]], work: Work, prefix: str) -> list[P
 def _run(
     paths: Sequence[Path], plans: Sequence[dict[str, Any]], work: Work, params: Params
 ) -> Read:
-    """Make the shards; under a cap in order, until it is reached."""
     jobs = [Job(shard_name(params["first"] + n), (path,)) for n, path in enumerate(paths)]
-    if params["limit"] is None:
-        return Read(list(work.map(write_pairs, jobs, params, runner="processes")))
-    made: list[ShardReport] = []
-    for job in jobs:
-        left = params["limit"] - sum(report.shard.rows for report in made)
-        if left <= 0:
-            break
-        made.append(work.one(write_pairs, job, {**params, "limit": left}))
-    unread = sum(Unit(**plan["unit"]).rows or 0 for plan in plans[len(made) :])
-    return Read(made, Counts(rows_in=unread, dropped={"max_records": unread} if unread else {}))
+
+    def count_rows(left: Sequence[Job]) -> int:
+        return sum(Unit(**plan["unit"]).rows or 0 for plan in plans[len(plans) - len(left) :])
+
+    return map_capped(write_pairs, jobs, work, params, count_rows)
 
 
 def _check_used(

@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.engine import Job, Params, ShardReport, Work
+from pipelines.engine import Job, Params, Work
 from pipelines.errors import SourceError
-from pipelines.manifest import Counts
 from pipelines.source_settings import DatasetSource
 from pipelines.sources.dataset.extract import extract
 from pipelines.sources.dataset.hub import FILES, fetch_github, fetch_hub, revision_problem
@@ -35,7 +34,7 @@ from pipelines.sources.dataset.schemas import Rows, Schema, detect
 from pipelines.sources.dataset.spool import needs_spool, spool
 from pipelines.sources.dataset.units import Unit, column_names, count_lines, plan_units, read_unit
 from pipelines.sources.fetch import fetched_folder
-from pipelines.sources.files import shard_name
+from pipelines.sources.files import map_capped, shard_name
 from pipelines.sources.licenses import folder_licenses, nearest_license
 from pipelines.sources.raw import Fetched, Origin, Raw, Read, Window, digest_raw
 from pipelines.store import write_atomic
@@ -281,18 +280,12 @@ def _write_plans(
 def _run(
     paths: Sequence[Path], plans: Sequence[dict[str, Any]], work: Work, params: Params
 ) -> Read:
-    """Make the shards; under a cap in order, until it is reached."""
     jobs = [Job(shard_name(params["first"] + n), (path,)) for n, path in enumerate(paths)]
-    if params["limit"] is None:
-        return Read(list(work.map(extract, jobs, params, runner="processes") if jobs else ()))
-    made: list[ShardReport] = []
-    for job in jobs:
-        left = params["limit"] - sum(report.shard.rows for report in made)
-        if left <= 0:
-            break
-        made.append(work.one(extract, job, {**params, "limit": left}))
-    unread = sum(plan["unit"]["rows"] or 0 for plan in plans[len(made) :])
-    return Read(made, Counts(rows_in=unread, dropped={"max_records": unread} if unread else {}))
+
+    def count_rows(left: Sequence[Job]) -> int:
+        return sum(plan["unit"]["rows"] or 0 for plan in plans[len(plans) - len(left) :])
+
+    return map_capped(extract, jobs, work, params, count_rows)
 
 
 def _check_rows(source: DatasetSource, rows: int) -> None:
