@@ -6,6 +6,7 @@ after a newer one is complete. So whatever is killed, or a disk that fills up, l
 one.
 """
 
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import DiskFull
 from pipelines.store import sync_folder, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,16 @@ def rotate(root: Path, keep: int) -> None:
     """Remove all but the newest `keep` complete checkpoints."""
     for folder in complete_checkpoints(root)[:-keep]:
         _remove(folder)
+
+
+def raise_disk_full(path: Path, error: BaseException) -> None:
+    """Raise DiskFull where an error is one: torch.save hides the errno behind a RuntimeError."""
+    no_space = getattr(error, "errno", None) == errno.ENOSPC
+    if no_space or shutil.disk_usage(path.parent).free < 2**20:
+        raise DiskFull(
+            f"{path}: no space left while saving; the last complete checkpoint is kept. "
+            "Free some space and run the same command again"
+        ) from error
 
 
 def _folders(root: Path) -> list[Path]:

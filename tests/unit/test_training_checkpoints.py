@@ -144,7 +144,7 @@ def test_a_kill_while_removing_leaves_nothing_that_seems_to_count(tmp_path, monk
     "error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("unexpected pos 64")]
 )
 def test_a_full_disk_is_told_from_other_errors(tmp_path, monkeypatch, error):
-    from pipelines.training.trainer import raise_disk_full
+    from pipelines.training.checkpoints import raise_disk_full
 
     free = 2**30 if isinstance(error, OSError) else 4096
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("U", (), {"free": free})())

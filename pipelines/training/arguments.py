@@ -1,0 +1,37 @@
+"""TrainingArguments of a recipe on a hardware."""
+
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from pipelines.recipe import Hardware, Recipe
+from pipelines.training.deepspeed_config import deepspeed_config
+
+
+def training_arguments(
+    recipe: Recipe, hardware: Hardware, folder: Path, *, fresh: bool
+) -> TrainingArguments:
+    """Return TrainingArguments for a recipe; every metric is logged, the meter thins them out."""
+    training = recipe.training
+    same = training.model_dump(exclude={"logging_steps", "save_total_limit"})
+    on_cpu = hardware.device == "cpu"
+    return TrainingArguments(
+        output_dir=str(folder),
+        **same,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_on_start=fresh,
+        save_strategy="steps",
+        optim="adamw_torch",
+        bf16=recipe.model.dtype == "bfloat16",
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu else "nccl",
+        ddp_find_unused_parameters=False,
+        average_tokens_across_devices=True,
+        data_seed=training.seed,
+        deepspeed=deepspeed_config(recipe, hardware),
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+    )

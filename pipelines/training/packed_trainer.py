@@ -1,0 +1,90 @@
+"""The loop: transformers.Trainer on packed rows, with exact counts and whole checkpoints."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import distributed
+from transformers import Trainer
+
+from pipelines.training.callbacks import Meter, sum_over_ranks
+from pipelines.training.checkpoints import checkpoint_folder, commit, raise_disk_full, rotate
+from pipelines.training.collate import Collator
+from pipelines.training.loss import EvalLoss, evaluate_loss, validation_rows
+
+
+class PackedTrainer(Trainer):  # type: ignore[misc]
+    """Trainer with exact counts, token-weighted evaluation and checkpoints that are whole."""
+
+    def __init__(self, *, meter: Meter, pad_id: int, keep: int, **options: Any) -> None:
+        """Take Trainer's options; `keep` complete checkpoints stay."""
+        super().__init__(data_collator=Collator(pad_id), **options)
+        self._meter = meter
+        self._pad_id = pad_id
+        self._keep = keep
+
+    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
+        """Count the real tokens of the batches of one step."""
+        batches, num_items = super().get_batch_samples(*arguments, **options)
+        for batch in batches:
+            self._meter.local_tokens += int((batch["input_ids"] != self._pad_id).sum())
+        return batches, num_items
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Hand a step's loss to the meter instead of Trainer's growing history."""
+        if "loss" in logs:
+            self._meter.trained(self.state.global_step, self.state.max_steps, logs)
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Return the token-weighted loss of (a fixed part of) the validation rows, on all ranks."""
+        result = self._evaluate_share()
+        self._meter.evaluated(self.state.global_step, result.loss, result.tokens)
+        self._meter.mark()
+        metrics = {"eval_loss": result.loss, "eval_tokens": result.tokens}
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _evaluate_share(self) -> EvalLoss:
+        """Evaluate this rank's rows and return the sum over all ranks."""
+        world, batch_size = self.args.world_size, self.args.per_device_eval_batch_size
+        rows = validation_rows(len(self.eval_dataset))
+        share = rows[self.args.process_index :: world]
+
+        def evaluate(numbers: list[int]) -> EvalLoss:
+            return evaluate_loss(
+                self.model, self.eval_dataset, batch_size, self.args.device, rows=numbers
+            )
+
+        result = evaluate(share)
+        if math.ceil(len(share) / batch_size) < math.ceil(len(rows[::world]) / batch_size):
+            evaluate(rows[:1])  # ZeRO-3 gathers weights batch by batch: all ranks run equally many
+        nll, tokens = sum_over_ranks([result.nll, float(result.tokens)], self.args.device)
+        return EvalLoss(nll, int(tokens))
+
+    def _run_epoch(self, *arguments: Any, epoch: int, **options: Any) -> None:
+        """Train an epoch on its pass, unless the checkpoint is of the last step already."""
+        if self.state.global_step < self.state.max_steps:
+            # Not left to the data loader: on several ranks it forwards the epoch to samplers only.
+            self.train_dataset.set_epoch(epoch)
+            super()._run_epoch(*arguments, epoch=epoch, **options)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save on all ranks, then declare the checkpoint complete and drop older ones."""
+        root = Path(self.args.output_dir)
+        folder = checkpoint_folder(root, self.state.global_step)
+        try:
+            super()._save_checkpoint(model, trial)
+            wait_for_ranks()
+            if self.is_world_process_zero():
+                commit(folder, self._meter.state())
+                rotate(root, self._keep)
+        except Exception as error:
+            raise_disk_full(folder, error)
+            raise
+        self._meter.mark()
+
+
+def wait_for_ranks() -> None:
+    """Return when every rank is here."""
+    if distributed.is_initialized():
+        distributed.barrier()
