@@ -27,9 +27,10 @@ from pipelines.imported_names import (
     UPSTREAM_DEFAULTS,
 )
 from pipelines.overrides import load_yaml, set_dotted
-from pipelines.recipe import Adapter, Recipe, Training
+from pipelines.recipe import Recipe
 from pipelines.recipe_problems import explain
 from pipelines.training.architectures import LINEAR_LAYERS
+from pipelines.training_settings import Adapter, Training
 
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 HEADINGS = {

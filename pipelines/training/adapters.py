@@ -5,10 +5,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from pipelines.recipe import Adapter
 from pipelines.training.embeddings import trained_rows
 from pipelines.training.quantization import dequantize, is_quantized, prepare_quantized
 from pipelines.training.targets import describe_targets, leaf_names, resolve_targets
+from pipelines.training_settings import Adapter
 
 logger = logging.getLogger(__name__)
 

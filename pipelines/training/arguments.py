@@ -4,7 +4,8 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from pipelines.recipe import Hardware, Recipe
+from pipelines.hardware_settings import Hardware
+from pipelines.recipe import Recipe
 from pipelines.training.deepspeed_config import deepspeed_config
 
 

@@ -7,7 +7,8 @@ The configuration holds no optimizer and no scheduler, so that those of the reci
 import sys
 from typing import Any
 
-from pipelines.recipe import Hardware, Recipe
+from pipelines.hardware_settings import Hardware
+from pipelines.recipe import Recipe
 
 STAGES = {"zero2": 2, "zero3": 3}
 

@@ -8,7 +8,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.recipe import Hardware, Recipe
+from pipelines.hardware_settings import Hardware
+from pipelines.recipe import Recipe
 from pipelines.runs import Run
 
 ALLOWED = {

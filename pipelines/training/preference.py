@@ -14,8 +14,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pipelines.errors import PreflightError, TrainingError
-from pipelines.recipe import Adapter
 from pipelines.section import Count, Section
+from pipelines.training_settings import Adapter
 
 MISSING = "the preference stage needs trl, which is not installed; install 'starloom[trl]'"
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")

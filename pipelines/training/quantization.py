@@ -5,8 +5,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from pipelines.errors import TrainingError
+from pipelines.hardware_settings import Hardware
 from pipelines.model_settings import Quantization
-from pipelines.recipe import Hardware, Recipe
+from pipelines.recipe import Recipe
 
 WAY_OUT = "set hardware: gpu, or leave quantization_config out and train LoRA in bfloat16"
 NOT_ON_CPU = f"model.quantization_config: such weights are trained on NVIDIA GPUs only; {WAY_OUT}"

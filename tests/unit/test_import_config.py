@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pipelines.errors import RecipeError
 from pipelines.import_config import import_config
 from pipelines.imported_names import IGNORED, RENAMED
-from pipelines.recipe import Recipe, Training, load_recipe
+from pipelines.recipe import Recipe, load_recipe
+from pipelines.training_settings import Training
 
 STARCHAT = Path(__file__).parent.parent / "assets" / "starchat"
 

@@ -7,7 +7,8 @@ import torch
 
 from pipelines import preflight
 from pipelines.errors import PreflightError, RecipeError, TrainingError
-from pipelines.recipe import Hardware, load_recipe
+from pipelines.hardware_settings import Hardware
+from pipelines.recipe import load_recipe
 from pipelines.training import quantization
 from pipelines.training.adapters import has_adapter
 from pipelines.training.attention import check_packing

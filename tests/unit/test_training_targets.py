@@ -6,10 +6,10 @@ from transformers import AutoModelForCausalLM, GPTBigCodeConfig
 
 from pipelines import preflight
 from pipelines.errors import PreflightError, RecipeError
-from pipelines.recipe import Adapter
 from pipelines.training.adapters import add_adapter
 from pipelines.training.models import count_parameters
 from pipelines.training.targets import describe_targets, resolve_targets, target_problems
+from pipelines.training_settings import Adapter
 from tests.assets.tiny_models import tiny_config
 from tests.assets.training_runs import make_recipe
 
