@@ -43,7 +43,7 @@ _BRACKET = re.compile(r"\](?=[(\x00])")
 # Patterns that begin with a literal are searched by jumping from one to the next.
 _BLANK_AT_LINE_END = re.compile(r"\n(?: |(?<= \n))")
 _OPENING = (
-    r"(?:(#{1,6}(?=[ \t\n]|\Z)|>|[-+*](?=[ \t\n]|\Z)|[=|:-][ \t=|:-]*(?=\n|\Z)|\x01?~~~"
+    r"(?:(#{1,6}(?=[ \t\n]|\Z)|>|[-+*](?=[ \t\n]|\Z)|[=|:-][ \t=|:-]*(?=\n|\Z)|\x01?~~\x01?~"
     r"|\[(?:[^\[\]\\\n]|\\.){1,999}+\]:)|(\d{1,9})(?=[.)](?:[ \t\n]|\Z)))"
 )
 _LINE_START, _FIRST_LINE_START = re.compile(rf"\n{_OPENING}"), re.compile(_OPENING)

@@ -13,6 +13,10 @@ CASES = {
     "paragraphs": ("<p>one</p>\n\n<p>two\nlines</p>", "one\n\ntwo\nlines"),
     "text without any tag": ("just text &amp; more", "just text & more"),
     "nothing": ("", ""),
+    "tildes that would open a fence": (
+        "<ul><li>~~~~<pre><code>1\n</code></pre></li></ul>",
+        "- \\~~\\~~\n\n  ```\n  1\n  ```",
+    ),
     "blanks": (" \n <p> \n </p>", ""),
     "emphasis": (
         "<p><strong>a</strong> <b>b</b> <em>c</em> <i>d</i> <del>e</del> <s>f</s></p>",
