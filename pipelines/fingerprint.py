@@ -26,6 +26,7 @@ FRAME = frozenset(
         "pipelines.plan",
         "pipelines.recipe",
         "pipelines.runs",
+        "pipelines.smoke_template",
         "pipelines.sources.fetch",
         "pipelines.store",
         "pipelines.template_settings",

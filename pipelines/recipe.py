@@ -27,6 +27,7 @@ from pipelines.overrides import (
 )
 from pipelines.recipe_problems import explain
 from pipelines.section import Count, Fraction, Section
+from pipelines.smoke_template import keep_own_template
 from pipelines.source_settings import Source
 from pipelines.template_settings import Template
 from pipelines.training_settings import Adapter, Training
@@ -266,6 +267,7 @@ def load_recipe(
     """
     path, values = _read_recipe(name)
     problems: list[str] = []
+    base = values.get("model")
     if data is not None:
         apply_data(values, data)
     if smoke:
@@ -276,6 +278,7 @@ def load_recipe(
             problems.append(problem)
     if smoke:
         yield_to_overrides(values, overrides or {})
+        keep_own_template(values, base)
     resolve_folders(values)
     try:
         recipe = Recipe.model_validate(values)

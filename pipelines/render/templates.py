@@ -32,6 +32,7 @@ __all__ = [
     "INPUT_HEADER",
     "Template",
     "Unrenderable",
+    "answer_end",
     "control_tokens",
     "get_template",
     "read_chat_template",
@@ -80,6 +81,17 @@ def exported_template(settings: Settings) -> str | None:
     if settings.is_jinja:
         return settings.file_text
     return get_template(settings).chat_template
+
+
+def answer_end(settings: Settings, folder: Path, chat_template: str) -> str:
+    """Return the control token that ends an answer.
+
+    A Jinja template says so once it is tried with the tokenizer of `folder`, which need not hold
+    the template yet; TemplateError where it trains no end.
+    """
+    if not settings.is_jinja:
+        return get_template(settings).stop
+    return _open_jinja(settings, folder, chat_template).stop
 
 
 def read_chat_template(folder: Path) -> str | None:
@@ -145,6 +157,10 @@ def _jinja_template(settings: Settings, folder: Path | None) -> JinjaTemplate:
         raise TemplateError(
             f"{folder}: the tokenizer has no chat template; name one in template.name"
         )
+    return _open_jinja(settings, folder, source)
+
+
+def _open_jinja(settings: Settings, folder: Path, source: str) -> JinjaTemplate:
     config = _read_json(folder / "tokenizer_config.json")
     names = {key: _token_text(config.get(key)) or END_OF_TEXT for key in ("bos_token", "eos_token")}
     return open_jinja_template(

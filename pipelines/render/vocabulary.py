@@ -23,6 +23,7 @@ from pipelines.render.pieces import END_OF_TEXT, PAD
 from pipelines.render.sentinels import find_sentinels
 from pipelines.render.templates import (
     added_tokens,
+    answer_end,
     exported_template,
     get_template,
     read_chat_template,
@@ -72,9 +73,9 @@ def params(recipe: Recipe) -> dict[str, Any]:
     needed["sentinels"] = _fim_form(recipe)
     is_own = recipe.template.name == "model"
     needed["chat_template"] = None if is_own else exported_template(recipe.template)
-    # What ends an answer; a Jinja template's is known once it has met the tokenizer.
+    # What ends an answer; a Jinja template's is known once it has met the tokenizer, in `build`.
     needed["end_of_answer"] = (
-        END_OF_TEXT if recipe.template.is_jinja else get_template(recipe.template).stop
+        None if recipe.template.is_jinja else get_template(recipe.template).stop
     )
     if recipe.tokenizer.train_vocab_size:
         if is_own:
@@ -103,6 +104,10 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     else:
         path = _fetch(*_origin(recipe))
         first = work.one(write_given, Job(FILES[0], (path,)), arguments)
+    if arguments["end_of_answer"] is None:
+        arguments["end_of_answer"] = answer_end(
+            recipe.template, work.path, arguments["chat_template"]
+        )
     rest = (
         work.one(write_config, Job(FILES[1], ()), arguments),
         work.one(write_special_tokens_map, Job(FILES[2], ()), arguments),

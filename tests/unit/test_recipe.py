@@ -2,6 +2,7 @@
 
 import re
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import yaml
@@ -241,3 +242,49 @@ def test_the_overrides_of_one_smoke_recipe_do_not_reach_the_next(tmp_path):
     )
 
     assert load_recipe("quickstart", smoke=True) == before
+
+
+def write_own_template_recipe(folder, base):
+    values = yaml.safe_load(Path("pipelines/recipes/code-alpaca.yaml").read_text())
+    values["model"] = {"model_name_or_path": str(base), "revision": "abc"}
+    values["template"] = {"name": "model"}
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+@pytest.mark.parametrize("where", ["tokenizer_config.json", "chat_template.jinja"])
+def test_smoke_keeps_the_own_template_of_a_model_whose_tokenizer_is_here(tmp_path, where):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "tokenizer.json").write_text("{}")
+    (base / where).write_text('{"chat_template": "x"}')
+
+    recipe = load_recipe(write_own_template_recipe(tmp_path, base), smoke=True)
+
+    assert recipe.template.name == "model"
+    assert (recipe.tokenizer.name_or_path, recipe.tokenizer.train_vocab_size) == (str(base), None)
+    assert recipe.model.config is not None
+
+
+def test_smoke_keeps_the_own_template_of_a_model_in_the_hubs_cache(tmp_path, monkeypatch):
+    folder = tmp_path / "models--owner--chat" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        (folder / name).write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    recipe = load_recipe(write_own_template_recipe(tmp_path, "owner/chat"), smoke=True)
+
+    assert (recipe.template.name, recipe.tokenizer.name_or_path) == ("model", str(folder))
+
+
+def test_smoke_says_which_template_stands_in_for_one_that_is_not_here(tmp_path, caplog):
+    path = write_own_template_recipe(tmp_path, "owner/not-here")
+
+    recipe = load_recipe(path, smoke=True)
+
+    assert (recipe.template.name, recipe.tokenizer.train_vocab_size) == ("chatml", 2048)
+    assert "template chatml in the place of the model's own" in caplog.text
+    assert "`hf download owner/not-here tokenizer.json" in caplog.text
+    assert load_recipe(path).template.name == "model"

@@ -11,6 +11,7 @@ from pipelines.errors import PreflightError, TemplateError
 from pipelines.plan import get_stage, stage_spec
 from pipelines.records import read_rows
 from pipelines.render import vocabulary
+from pipelines.render.templates import get_template
 from pipelines.render.vocabulary import STARCODER_TOKENS, train_tokenizer
 from pipelines.store import Store
 from tests.assets.rendering import CORPUS, record, render_stages, rendering_recipe, store_split
@@ -203,6 +204,27 @@ def test_a_models_own_chat_template_is_kept_and_used(tmp_path, where):
     ]  # fmt: skip
     assert [piece["trained"] for piece in row["pieces"]] == [False] * 6 + [True] * 2
     assert (spec["chat_template"], str(tmp_path) in repr(spec)) == (OWN, False)
+
+
+@pytest.mark.parametrize("name", ["file", "model"])
+def test_what_ends_an_answer_of_a_jinja_template_is_told_to_training(tmp_path, name):
+    folder = save_tokenizer(tmp_path / "given")
+    source = OWN.replace("<|endoftext|>", "</turn>")
+    (folder / "chat_template.jinja").write_text(source)
+    recipe = given(
+        folder,
+        template__name=name,
+        template__train_on_prompt=False,
+        template__control_tokens=["<turn>", "</turn>"],
+        **({"template__file": str(folder / "chat_template.jinja")} if name == "file" else {}),
+    )
+
+    store, refs = render_stages(tmp_path / "store", recipe, RECORDS, until="tokenizer")
+
+    made = store.path(refs["tokenizer"])
+    config = json.loads((made / "tokenizer_config.json").read_text())
+    assert (config["end_of_answer"], config["chat_template"]) == ("</turn>", source)
+    assert get_template(recipe.template, made).stop == "</turn>"
 
 
 def test_a_template_of_a_model_that_has_none_is_refused(tmp_path):
