@@ -134,6 +134,6 @@ def make_source(recipe, folder):
             return write_instructions(folder / "codegen.json", "response")
         case "stack-exchange":
             return write_posts(folder / "python.stackexchange.com")
-        case "scikit-learn":
+        case "scikit-learn" | "qwen-coder":
             return write_code(folder / "stdlib")
     raise AssertionError(recipe)

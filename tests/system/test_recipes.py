@@ -13,13 +13,14 @@ from tests.assets.made_sources import make_source
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-RECIPES = ("oasst", "code-alpaca", "gpteacher", "stack-exchange", "scikit-learn")
+RECIPES = ("oasst", "code-alpaca", "gpteacher", "stack-exchange", "scikit-learn", "qwen-coder")
 REAL = {
     "oasst": "oasst_en100_trees/en_100_tree.jsonl",
     "code-alpaca": "alpaca_seed_tasks/seed_tasks.jsonl",
     "gpteacher": "gpteacher_codegen/codegen-instruct.json",
     "stack-exchange": "se_cardano_2021",
     "scikit-learn": None,
+    "qwen-coder": None,
 }
 
 
@@ -54,7 +55,7 @@ def check_run(run):
 def test_a_recipe_runs_on_made_data_with_the_path_as_an_override(recipe, tmp_path):
     path = make_source(recipe, tmp_path / "raw")
     overrides = [f"sources.0.path={path}"]
-    if recipe == "scikit-learn":
+    if recipe in ("scikit-learn", "qwen-coder"):
         overrides.append("sources.0.license=PSF-2.0")
 
     check_run(run_smoke(recipe, tmp_path / "data", *overrides))

@@ -52,7 +52,7 @@ def test_the_dag_of_the_readme_is_the_plan():
 
 def test_the_recipe_table_lists_every_recipe():
     assert (
-        sorted(re.findall(r"^\| `([a-z-]+)` \| .*(?:GPTBig|bigcode)", README, re.MULTILINE))
+        sorted(re.findall(r"^\| `([a-z-]+)` \| .*(?:GPTBig|bigcode|Qwen)", README, re.MULTILINE))
         == recipe_names()
     )
 

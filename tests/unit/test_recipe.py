@@ -25,6 +25,7 @@ def test_these_recipes_are_shipped():
         "gpteacher",
         "oasst",
         "quickstart",
+        "qwen-coder",
         "scikit-learn",
         "stack-exchange",
     ]
@@ -50,6 +51,74 @@ def test_every_recipe_fits_a_screen_and_says_how_to_run_it(name):
     assert f"prefect deployment run finetune/{name}" in text
 
 
+LORA_OF_FINETUNE_PY = {
+    "model.model_name_or_path": "bigcode/starcoder",
+    "model.quantization_config.load_in_8bit": True,
+    "template.name": "question-answer",
+    "template.train_on_prompt": True,
+    "tokenization.block_size": 2048,
+    "adapter.r": 16,
+    "adapter.lora_alpha": 32,
+    "adapter.lora_dropout": 0.05,
+    "adapter.target_modules": ["c_proj", "c_attn"],
+    "training.learning_rate": 1e-4,
+    "training.lr_scheduler_type": "cosine",
+    "training.warmup_steps": 100,
+    "training.weight_decay": 0.05,
+    "training.max_steps": 1000,
+    "training.per_device_train_batch_size": 1,
+    "training.gradient_accumulation_steps": 16,
+}
+SEEDS = {
+    "oasst": {
+        "model.model_name_or_path": "bigcode/starcoderbase",
+        "adapter": None,
+        "hardware": "zero3",
+        "tokenization.block_size": 1024,
+        "training.learning_rate": 2e-5,
+        "training.lr_scheduler_type": "cosine",
+        "training.warmup_steps": 0.03,
+        "training.num_train_epochs": 3,
+        "training.per_device_train_batch_size": 4,
+        "training.gradient_accumulation_steps": 8,
+        "training.seed": 42,
+    },
+    "code-alpaca": LORA_OF_FINETUNE_PY,
+    "stack-exchange": LORA_OF_FINETUNE_PY,
+    "gpteacher": {
+        "model.model_name_or_path": "bigcode/starcoder",
+        "adapter": None,
+        "template.name": "alpaca",
+        "tokenization.block_size": 1024,
+        "training.learning_rate": 2e-5,
+        "training.num_train_epochs": 3,
+    },
+    "scikit-learn": {
+        "model.model_name_or_path": "bigcode/starcoderbase-1b",
+        "model.quantization_config.load_in_4bit": True,
+        "template.train_on_prompt": True,
+        "fim.fim_rate": 0.5,
+        "adapter.r": 8,
+        "adapter.lora_alpha": 32,
+        "adapter.lora_dropout": 0.0,
+        "adapter.target_modules": ["c_attn", "c_proj", "c_fc"],
+        "adapter.bias": "none",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [(name, key, value) for name, keys in SEEDS.items() for key, value in keys.items()],
+)
+def test_the_recipes_of_the_seeds_have_their_settings(name, key, value):
+    found = load_recipe(name).model_dump(mode="json")
+    for part in key.split("."):
+        found = found[part]
+
+    assert found == value
+
+
 def test_a_resolved_recipe_round_trips_through_yaml():
     recipe = load_recipe("oasst")
 
@@ -70,8 +139,8 @@ def test_an_unknown_recipe_is_answered_with_the_closest_and_the_list():
 
     assert str(error.value) == (
         "unknown recipe 'quickstrt', did you mean 'quickstart'? (there are: code-alpaca, "
-        "gpteacher, oasst, quickstart, scikit-learn, stack-exchange; or give the path of a "
-        ".yaml file)"
+        "gpteacher, oasst, quickstart, qwen-coder, scikit-learn, stack-exchange; or give the path "
+        "of a .yaml file)"
     )
 
 
