@@ -20,7 +20,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from pipelines.engine import usage
 from pipelines.errors import StarloomError
-from pipelines.evals.launch import ERROR
 from pipelines.evals.report import report_text, scorecard_text
 from pipelines.evals.samples import Prompt, Sample, choose_prompts, complete_prompts
 from pipelines.evals.scorecard import bootstrap_improvement, scorecard_parts, verdict
@@ -34,6 +33,7 @@ from pipelines.store import Store, write_atomic
 from pipelines.training.collate import PackedDataset
 from pipelines.training.loss import EvalLoss, evaluate_loss, validation_rows
 from pipelines.training.models import build_model, load_trained
+from pipelines.training.separate import ERROR
 
 logger = logging.getLogger(__name__)
 

@@ -29,6 +29,7 @@ from pipelines.store import Store
 from pipelines.training.collate import PackedDataset
 from pipelines.training.loss import EvalLoss, evaluate_loss, validation_rows
 from pipelines.training.models import build_model, load_trained
+from pipelines.training.separate import explain_failure
 from tests.assets.finished_runs import make_finished_run, make_recipe_of_pairs
 
 
@@ -276,10 +277,11 @@ def test_the_error_of_the_evaluator_is_passed_on_in_its_own_words(copied, monkey
 
     with pytest.raises(SystemExit) as stopped:
         module.main()
-    (run.path / "evaluate.log").write_text(f"a warning\n{caplog.messages[-1]}\n")
+    log = run.path / "evaluate.log"
+    log.write_text(f"a warning\n{caplog.messages[-1]}\n")
 
     assert stopped.value.code == 1
-    assert launch._failure(run, 1) == (
+    assert explain_failure("the evaluation", log, 1) == (
         f"run {run.name}: stage 'language' ({folder}) is no longer in the store; "
         "`starloom run quickstart` builds it again"
     )
