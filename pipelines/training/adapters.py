@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from pipelines.errors import TrainingError
 from pipelines.training.embeddings import trained_rows
 from pipelines.training.quantization import dequantize, is_quantized, prepare_quantized
 from pipelines.training.targets import describe_targets, leaf_names, resolve_targets
@@ -12,7 +13,7 @@ from pipelines.training_settings import Adapter
 
 logger = logging.getLogger(__name__)
 
-ADAPTER = "adapter"
+ADAPTER, WEIGHTS = "adapter", "adapter_model.safetensors"
 
 
 def add_adapter(
@@ -59,7 +60,32 @@ def save_and_merge(model: Any, folder: Path, dtype: str) -> Any:
     from peft import PeftModel
 
     model.save_pretrained(folder / ADAPTER)
+    check_adapter(model, folder / ADAPTER / WEIGHTS)
     if is_quantized(model.base_model.model):
         base = dequantize(model.unload(), dtype)
         model = PeftModel.from_pretrained(base, folder / ADAPTER)
     return model.merge_and_unload()
+
+
+def check_adapter(model: Any, path: Path) -> None:
+    """Raise TrainingError unless a saved adapter has every trained tensor, and learned something.
+
+    LoRA starts with all lora_B at zero, so one that still has them so is the base model.
+    """
+    from safetensors import safe_open
+
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    with safe_open(path, framework="pt") as file:
+        saved = list(file.keys())
+        learned = [name for name in saved if "lora_B" in name and bool(file.get_tensor(name).any())]
+    if len(saved) < len(trained):
+        raise TrainingError(
+            f"{path}: the adapter was saved with {len(saved)} of its {len(trained)} tensors; the "
+            "checkpoint of the last step has them"
+        )
+    if not learned:
+        raise TrainingError(
+            f"{path}: the adapter has learned nothing: every lora_B of its {len(saved)} tensors is "
+            "zero; raise training.learning_rate, or training.max_steps above the warmup"
+        )
+    logger.info("adapter: %d tensors saved", len(saved))

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from pipelines.errors import RecipeError, StoreError, TrainingError
 from pipelines.model_settings import ScratchConfig
 from pipelines.recipe import Recipe
-from pipelines.training.adapters import add_adapter, has_adapter, save_and_merge
+from pipelines.training.adapters import ADAPTER, add_adapter, has_adapter, save_and_merge
 from pipelines.training.architectures import scratch_config, set_dropout
 from pipelines.training.embeddings import add_rows, find_new_ids, num_ids, padded_size
 from pipelines.training.quantization import quantized_loading
@@ -41,7 +41,8 @@ def build_model(recipe: Recipe, tokenizer_dir: Path) -> Any:
             model, new_ids = _from_pretrained(recipe, tokenizer)
         for name, value in _special_ids(tokenizer).items():
             setattr(model.config, name, value)
-        ids = {**_special_ids(tokenizer), "eos_token_id": _stop_ids(tokenizer)}
+        stops = [*_stop_ids(tokenizer), *_own_stops(model, recipe)]
+        ids = {**_special_ids(tokenizer), "eos_token_id": _one_or_more(stops)}
         model.generation_config = GenerationConfig(**ids)
         _check_positions(model, recipe)
         if recipe.adapter is None:
@@ -77,16 +78,22 @@ def load_trained(folder: Path) -> Any:
 def save_trained(model: Any, folder: Path, tokenizer_dir: Path, dtype: str) -> None:
     """Write a whole, unsharded model with its tokenizer to a new folder. Changes `model`.
 
-    An adapter is written to `folder/adapter` first and then merged.
+    An adapter is written to `folder/adapter` first, with the tokenizer, whose rows peft gives the
+    base model, and then merged. Raises TrainingError where the adapter was not saved whole.
     """
     if has_adapter(model):
         model = save_and_merge(model, folder, dtype)
+        _copy_tokenizer(tokenizer_dir, folder / ADAPTER)
     model.to(getattr(torch, dtype))
     model.config.use_cache = True
     model.save_pretrained(folder)
+    _copy_tokenizer(tokenizer_dir, folder)
+
+
+def _copy_tokenizer(origin: Path, folder: Path) -> None:
     for name in TOKENIZER_FILES:
-        if (tokenizer_dir / name).exists():
-            shutil.copyfile(tokenizer_dir / name, folder / name)
+        if (origin / name).exists():
+            shutil.copyfile(origin / name, folder / name)
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
@@ -163,12 +170,23 @@ def _check_positions(model: Any, recipe: Recipe) -> None:
         )
 
 
-def _stop_ids(tokenizer: Any) -> int | list[int]:
+def _stop_ids(tokenizer: Any) -> list[int]:
     """Return the ids that end an answer: the end of text, and the template's end of turn."""
     eos = tokenizer.eos_token_id
     name = tokenizer.init_kwargs.get("end_of_answer")
     stop = eos if name is None else tokenizer.convert_tokens_to_ids(name)
-    return eos if stop in (None, eos) else [eos, stop]
+    return [eos] if stop is None else [eos, stop]
+
+
+def _own_stops(model: Any, recipe: Recipe) -> list[int]:
+    """Return the base's own stop ids where its own template is used: they mean the same."""
+    own = model.generation_config.eos_token_id if recipe.template.name == "model" else None
+    return [own] if isinstance(own, int) else list(own or ())
+
+
+def _one_or_more(ids: list[int]) -> int | list[int]:
+    different = list(dict.fromkeys(ids))
+    return different[0] if len(different) == 1 else different
 
 
 def _special_ids(tokenizer: Any) -> dict[str, int]:

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.errors import RecipeError, StoreError, TrainingError
@@ -15,6 +16,7 @@ from pipelines.training.models import (
     load_trained,
     save_trained,
 )
+from tests.assets.tiny_models import check_merged, write_base_model
 from tests.assets.training_runs import make_recipe, write_tokenizer
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn", "c_proj", "c_fc"]}
@@ -291,3 +293,54 @@ def test_the_saved_model_ends_answers_at_the_templates_stop_token_too(chat_token
     saved = load_trained(tmp_path / "model")
     assert saved.generation_config.eos_token_id == [0, end]
     assert saved.config.eos_token_id == 0
+
+
+# tests/system/test_after_training.py has all combinations.
+MERGED = [
+    ("gpt_bigcode", False, "lora"),
+    ("starcoder2", True, "dora"),
+    ("llama", False, "rslora"),
+    ("qwen2", True, "lora"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "tied", "kind"), MERGED)
+def test_the_merged_model_is_the_base_with_its_adapter(tmp_path, model_type, tied, kind):
+    base = write_base_model(tmp_path / "base", model_type, tied=tied)
+    check_merged(base, tmp_path, kind)
+
+
+def test_an_adapter_that_learned_nothing_or_lost_a_tensor_is_not_saved_as_a_model(
+    base, chat_tokenizer, tmp_path, monkeypatch
+):
+    with pytest.raises(TrainingError, match="has learned nothing: every lora_B of its 17 tensors"):
+        save_trained(
+            build_model(from_base(base, LORA), chat_tokenizer),
+            tmp_path / "zero",
+            chat_tokenizer,
+            "float32",
+        )
+    model = build_model(from_base(base, LORA), chat_tokenizer)
+    write = model.save_pretrained
+
+    def write_less(folder):
+        write(folder)
+        path = folder / "adapter_model.safetensors"
+        save_file(dict([*load_file(path).items()][1:]), path)
+
+    model.save_pretrained = write_less
+    with pytest.raises(TrainingError, match="was saved with 16 of its 17 tensors"):
+        save_trained(model, tmp_path / "less", chat_tokenizer, "float32")
+
+
+def test_a_model_with_its_own_template_keeps_the_stop_tokens_of_its_base(base, chat_tokenizer):
+    folder = shutil.copytree(base, chat_tokenizer.parent / "own-stops")
+    AutoModelForCausalLM.from_pretrained(folder).generation_config.save_pretrained(folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": [7, 0]}))
+
+    own = build_model(from_base(folder, template={"name": "model"}), chat_tokenizer)
+    other = build_model(from_base(folder), chat_tokenizer)
+
+    assert own.generation_config.eos_token_id == [0, 7]
+    assert other.generation_config.eos_token_id == 0
