@@ -122,19 +122,39 @@ class _Lists:
         return view
 
 
-class Collator:
-    """Rows to a batch of [rows, longest row] int64 tensors.
+class FlatShape(NamedTuple):
+    """One shape for all flat batches, so that torch.compile does not compile anew for each.
 
-    The label of each document's first token is IGNORE_INDEX: after the model's shift it would be
-    predicted from the document before. Short rows end in one more document of pad tokens.
+    What a batch lacks is made up with documents of pad tokens, then with empty ones.
     """
 
-    def __init__(self, pad_id: int) -> None:
-        """Keep the id that fills short rows."""
-        self._pad_id = pad_id
+    tokens: int
+    documents: int  # at most
+    longest: int  # tokens of a document, at most
 
-    def __call__(self, rows: Sequence[PackedRow]) -> dict[str, torch.Tensor]:
-        """Return input_ids, labels and position_ids."""
+
+class Collator:
+    """Rows to a batch of int64 tensors: input_ids, labels and position_ids.
+
+    The label of each document's first token is IGNORE_INDEX: after the model's shift it would be
+    predicted from the document before. Two layouts:
+
+    - padded (the default): [rows, longest row]; short rows end in one more document of pad tokens.
+    - flat: all rows in one, [1, tokens], nothing padded, with the boundaries of the documents as
+      cu_seq_lens_q/k (int32, [documents + 1]) and max_length_q/k, which `varlen` attention needs.
+    """
+
+    def __init__(self, pad_id: int, *, flat: bool = False, fixed: FlatShape | None = None) -> None:
+        """Keep the id that fills what is missing; `fixed` gives every flat batch one shape."""
+        self._pad_id = pad_id
+        self._fixed = fixed
+        self._collate = self._flatten if flat or fixed else self._pad
+
+    def __call__(self, rows: Sequence[PackedRow]) -> dict[str, Any]:
+        """Return the batch of some rows."""
+        return self._collate(rows)
+
+    def _pad(self, rows: Sequence[PackedRow]) -> dict[str, Any]:
         shape = (len(rows), max(len(row.input_ids) for row in rows))
         input_ids = np.full(shape, self._pad_id, dtype=np.int64)
         labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
@@ -152,4 +172,37 @@ class Collator:
             "input_ids": torch.from_numpy(input_ids),
             "labels": torch.from_numpy(labels),
             "position_ids": torch.from_numpy(position_ids),
+        }
+
+    def _flatten(self, rows: Sequence[PackedRow]) -> dict[str, Any]:
+        lengths = np.concatenate([row.lengths for row in rows]).astype(np.int64)
+        total = int(lengths.sum())
+        shape = self._fixed or FlatShape(total, len(lengths), int(lengths.max()))
+        tokens = shape.tokens
+        while total < tokens:  # documents of pad tokens, none longer than the longest
+            lengths = np.append(lengths, min(tokens - total, shape.longest))
+            total += int(lengths[-1])
+        if total > tokens or len(lengths) > shape.documents or lengths.max() > shape.longest:
+            raise ValueError(f"{len(rows)} rows do not fit into {shape}")
+        input_ids = np.full((1, tokens), self._pad_id, dtype=np.int64)
+        labels = np.full((1, tokens), IGNORE_INDEX, dtype=np.int64)
+        real = sum(len(row.input_ids) for row in rows)
+        np.concatenate([row.input_ids for row in rows], out=input_ids[0, :real])
+        np.concatenate([row.labels for row in rows], out=labels[0, :real])
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        labels[0, starts] = IGNORE_INDEX
+        position_ids = np.arange(tokens) - np.repeat(starts, lengths)
+        boundaries = np.full(shape.documents + 1, tokens, dtype=np.int32)
+        boundaries[0] = 0
+        boundaries[1 : len(ends) + 1] = ends
+        cu_seq_lens = torch.from_numpy(boundaries)
+        return {
+            "input_ids": torch.from_numpy(input_ids),
+            "labels": torch.from_numpy(labels),
+            "position_ids": torch.from_numpy(position_ids[None]),
+            "cu_seq_lens_q": cu_seq_lens,
+            "cu_seq_lens_k": cu_seq_lens,
+            "max_length_q": shape.longest,
+            "max_length_k": shape.longest,
         }
