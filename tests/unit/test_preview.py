@@ -49,7 +49,7 @@ def test_the_source_type_is_told_by_what_a_folder_holds(tmp_path, files, kind):
     ],
 )
 def test_a_file_or_archive_is_told_by_its_name(tmp_path, name, kind, slug):
-    write_files(tmp_path, {name: gzip.compress(lines(*ALPACA).encode())})
+    write_files(tmp_path, {name: gzip.compress(lines(*ALPACA).encode(), mtime=0)})
 
     entry = detect_source(tmp_path / name)
 
@@ -59,10 +59,18 @@ def test_a_file_or_archive_is_told_by_its_name(tmp_path, name, kind, slug):
 @pytest.mark.parametrize(
     ("name", "content", "cause"),
     [
-        ("a.jsonl.gz", gzip.compress(lines(*ALPACA).encode())[:-12], "damaged or cut off"),
-        ("a.json.gz", gzip.compress(json.dumps(ALPACA).encode())[:-12], "damaged or cut off"),
+        ("a.jsonl.gz", gzip.compress(lines(*ALPACA).encode(), mtime=0)[:-12], "damaged or cut off"),
+        (
+            "a.json.gz",
+            gzip.compress(json.dumps(ALPACA).encode(), mtime=0)[:-12],
+            "damaged or cut off",
+        ),
         ("a.csv.gz", b"prompt,completion\na,b\n", "damaged or cut off"),
-        ("a.jsonl.gz", gzip.compress(lines(TREE).encode()) + b"garbage", "damaged or cut off"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(lines(TREE).encode(), mtime=0) + b"garbage",
+            "damaged or cut off",
+        ),
         ("a.jsonl.xz", b"{}", "damaged or cut off"),
         ("a.jsonl.bz2", b"{}", "damaged"),
     ],
