@@ -8,13 +8,15 @@ from pipelines.preflight import check
 from pipelines.runs import find_run
 from tasks import reports
 from tasks.steps import explained
-from tasks.training import launch_training, summary
+from tasks.training import launch_training, reload_model, summary
 
 
 @flow(flow_run_name="{run}")
 @explained
 def train(run: str) -> State[None]:
     """Train a run to its last step; it goes on from its newest complete checkpoint.
+
+    Its model is then loaded in a fresh process, where it writes some tokens.
 
     Args:
         run: Folder name of the run below data/runs, a unique beginning of it, or "latest".
@@ -24,4 +26,5 @@ def train(run: str) -> State[None]:
         check(found.recipe(), data_root(), train_here=True)
     result = launch_training(found)
     reports.show_loss(found)
+    reload_model(found)
     return Completed(message=summary(result))

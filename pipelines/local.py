@@ -16,6 +16,7 @@ from pipelines.recipe import load_recipe
 from pipelines.runs import Run, open_run
 from pipelines.sources.fetch import fetch_missing
 from pipelines.training.launch import launch
+from pipelines.training.reload import check_saved, reload_summary
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def finetune(
     logger.info("train      %s", "finished before, reused" if reused else run.path)
     result = launch(run, store, on_progress=_log_progress)
     logger.info("train      %d steps in %.0f s", result["global_step"], result["seconds"])
+    logger.info("reload     %s", reload_summary(check_saved(run)))
     decision = verdict(evaluate(run, store))
     logger.info("gate       %s", decision.reason)
     write_card(run, store)

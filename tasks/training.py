@@ -11,6 +11,7 @@ from pipelines.errors import Interrupted
 from pipelines.plan import open_store
 from pipelines.runs import Run
 from pipelines.training.launch import launch
+from pipelines.training.reload import check_saved, reload_summary
 from tasks.monitor import Monitor
 from tasks.steps import Stopped, step
 
@@ -51,6 +52,12 @@ def launch_training(run: Run) -> State[dict[str, Any]]:
             raise
         monitor.show(100.0, summary(result))
     return Completed(message=summary(result), data=result)
+
+
+@step(task_run_name="reload")
+def reload_model(run: Run) -> State[None]:
+    """Load a trained model in a fresh process and let it write; TrainingError where it cannot."""
+    return Completed(message=reload_summary(check_saved(run)))
 
 
 def summary(result: dict[str, Any]) -> str:

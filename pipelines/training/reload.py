@@ -6,7 +6,6 @@ generation settings have to be enough.
 """
 
 import json
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from pipelines.manifest import sha256_file
 from pipelines.runs import Run
 from pipelines.training.environment import hardware_of
 from pipelines.training.separate import ERROR, run_separately
-
-logger = logging.getLogger(__name__)
 
 RESULT, LOG = "reload.json", "reload.log"
 MODULE = "pipelines.training.reload"
@@ -39,6 +36,14 @@ def check_saved(run: Run) -> dict[str, Any]:
     return found
 
 
+def reload_summary(found: dict[str, Any]) -> str:
+    """Return what a fresh process has made of a saved model, in a few words."""
+    return (
+        f"loaded in a fresh process, wrote {len(found['ids'])} tokens, stops at ids "
+        + ", ".join(map(str, found["stop_ids"]))
+    )
+
+
 def reload_folder(run: Run, folder: Path) -> dict[str, Any]:
     """Return what `try_model` finds in a fresh process; raises TrainingError as `check_saved`."""
     hardware, log = hardware_of(run), run.path / LOG
@@ -57,7 +62,6 @@ def reload_folder(run: Run, folder: Path) -> dict[str, Any]:
             f"{folder}, the checkpoints in {run.checkpoints})"
         ) from error
     found: dict[str, Any] = json.loads(log.read_text(encoding="utf-8").strip().split("\n")[-1])
-    logger.info("reload     %d tokens written in a fresh process", len(found["ids"]))
     return found
 
 
@@ -78,7 +82,8 @@ def try_model(folder: Path, device: str) -> dict[str, Any]:
     if device == "cuda" and torch.cuda.is_available():
         model = model.to("cuda")
     _check_settings(model, tokenizer)
-    prompt = _write_prompt(tokenizer)
+    room = int(model.config.max_position_embeddings) - NEW_TOKENS
+    prompt = _write_prompt(tokenizer)[-room:]
     ids = torch.tensor([prompt], device=model.device)
     with torch.inference_mode():
         logits = model(input_ids=ids).logits
