@@ -16,3 +16,4 @@ class Hardware(Section):
     threads_per_process: Count = 1
     strategy: Literal["ddp", "zero2", "zero3"] = "zero2"
     price_per_hour: Annotated[float, Field(gt=0)] | None = None
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None

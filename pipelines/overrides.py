@@ -105,6 +105,8 @@ SMOKE: dict[str, Any] = {
         "logging_steps": 1,
         "eval_steps": 10,
         "save_steps": 5,
+        "load_best_model_at_end": False,
+        "resume_from_checkpoint": None,
     },
     "split": {"validation": 0.1, "test": 0.1},
     "evaluation": {"min_improvement": 0.1, "num_samples": 2, "max_new_tokens": 16},

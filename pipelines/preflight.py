@@ -7,11 +7,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from pipelines.curate.language import find_model
+from pipelines.curate.language_model import find_model
 from pipelines.errors import PreflightError
 from pipelines.recipe import Recipe, load_hardware
 from pipelines.sources import check_sources
 from pipelines.training.quantization import quantization_problems
+from pipelines.training.reporters import reporter_problems
 from pipelines.training.targets import target_problems
 
 GB = 10**9
@@ -29,7 +30,7 @@ def check(recipe: Recipe, root: Path, *, train_here: bool = False) -> None:
     problems += _adapter_problems(recipe)
     problems += quantization_problems(recipe, load_hardware(recipe.hardware), here=train_here)
     if train_here:
-        problems += hardware_problems(recipe)
+        problems += [*hardware_problems(recipe), *reporter_problems(recipe)]
     if problems:
         raise PreflightError(f"recipe {recipe.name}: " + "; ".join(problems))
 
@@ -93,7 +94,8 @@ def disk_problems(recipe: Recipe, root: Path) -> list[str]:
 def estimate_disk(recipe: Recipe) -> int:
     """Return the bytes a run may need: data stages, checkpoints (one more while saving), model."""
     parameters = count_parameters(recipe)
-    checkpoints = (recipe.training.save_total_limit + 1) * CHECKPOINT_BYTES_PER_PARAMETER
+    kept = recipe.training.save_total_limit + recipe.training.load_best_model_at_end
+    checkpoints = (kept + 1) * CHECKPOINT_BYTES_PER_PARAMETER
     return STAGES_BYTES + parameters * (checkpoints + 4)
 
 

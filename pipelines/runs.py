@@ -22,6 +22,7 @@ from pipelines.fingerprint import code_digest, git_sha
 from pipelines.manifest import digest_of, sha256_file
 from pipelines.recipe import Recipe, load_hardware
 from pipelines.store import StageRef, ref_to_dict, write_atomic
+from pipelines.training_settings import WATCH_KEYS
 
 TRAINER = "pipelines.training.trainer"
 EVALUATOR = "pipelines.evals.evaluate"
@@ -95,9 +96,9 @@ def run_key_parts(recipe: Recipe, refs: Mapping[str, StageRef]) -> dict[str, Any
         "model": recipe.model.model_dump(mode="json"),
         "base": _base_content(recipe),
         "adapter": recipe.adapter.model_dump(mode="json") if recipe.adapter else None,
-        "training": recipe.training.model_dump(mode="json"),
+        "training": recipe.training.model_dump(mode="json", exclude=set(WATCH_KEYS)),
         "hardware": load_hardware(recipe.hardware).model_dump(
-            mode="json", exclude={"price_per_hour"}
+            mode="json", exclude={"price_per_hour", "peak_tflops"}
         ),
         "code": code_digest(TRAINER),
     }

@@ -99,13 +99,15 @@ def evaluate_run(run: Run, store: Store) -> dict[str, Any]:
 def check_reload(
     run: Run, training: dict[str, Any], model: Any, validation: PackedDataset, workers: int
 ) -> dict[str, Any]:
-    """Compare the reloaded model's validation loss with the one at the end of training.
+    """Compare the reloaded model's validation loss with the one its weights had in training.
 
     Both are over the same rows. Raises StarloomError where they differ by more than the tolerance
     of the model's dtype.
     """
-    last = training["eval"][-1] if training["eval"] else None
-    if last is None or last["step"] != training["global_step"]:
+    # The best checkpoint's weights may be those of an earlier step.
+    step = training.get("model_step", training["global_step"])
+    last = next((entry for entry in training["eval"] if entry["step"] == step), None)
+    if last is None:
         return {"status": "not made", "reason": "training did not end with a validation"}
     found = sum(
         row_losses(model, validation, workers, rows=validation_rows(len(validation))),

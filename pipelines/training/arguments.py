@@ -7,6 +7,10 @@ from transformers import TrainingArguments
 from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
 from pipelines.training.deepspeed_config import deepspeed_config
+from pipelines.training_settings import OWN_KEYS
+
+# Longer than the heartbeat waits, whose error says what hung; torch's own default without it.
+COLLECTIVE_SECONDS = 1800
 
 
 def training_arguments(
@@ -14,7 +18,8 @@ def training_arguments(
 ) -> TrainingArguments:
     """Return TrainingArguments for a recipe; every metric is logged, the meter thins them out."""
     training = recipe.training
-    same = training.model_dump(exclude={"logging_steps", "save_total_limit"})
+    same = training.model_dump(exclude=set(OWN_KEYS))
+    stall = 60 * (training.stall_minutes or 0)
     on_cpu = hardware.device == "cpu"
     return TrainingArguments(
         output_dir=str(folder),
@@ -33,6 +38,8 @@ def training_arguments(
         data_seed=training.seed,
         deepspeed=deepspeed_config(recipe, hardware),
         remove_unused_columns=False,
-        report_to="none",
+        report_to=list(training.report_to) or "none",
+        run_name=folder.parent.name,
+        ddp_timeout=int(COLLECTIVE_SECONDS + stall),
         disable_tqdm=True,
     )

@@ -3,7 +3,7 @@
 Invariant: `checkpoint-N` counts only with a `complete.json`, which is written last, after every
 rank's files are synced, and lists all files with their sizes. An older checkpoint is removed only
 after a newer one is complete. So whatever is killed, or a disk that fills up, leaves the last good
-one.
+one. Each says in `layout.json` on how many ranks and how many rows a step it was made.
 """
 
 import errno
@@ -12,17 +12,46 @@ import logging
 import os
 import re
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import DiskFull
+from pipelines.errors import DiskFull, TrainingError
+from pipelines.hardware_settings import Hardware
 from pipelines.store import sync_folder, write_atomic
+from pipelines.training_settings import Training
 
 logger = logging.getLogger(__name__)
 
 COMPLETE = "complete.json"
 PROGRESS = "progress.json"
+LAYOUT = "layout.json"
 NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a run's steps are spread: what a checkpoint needs to go on exactly."""
+
+    strategy: str
+    world_size: int
+    rows_per_step: int
+
+    @classmethod
+    def of(cls, training: Training, hardware: Hardware) -> "Layout":
+        """Return the layout of a recipe's training on a hardware."""
+        ranks = hardware.num_nodes * hardware.processes_per_node
+        micro = training.per_device_train_batch_size * training.gradient_accumulation_steps
+        return cls(hardware.strategy, ranks, micro * ranks)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a run's checkpoints note, and which of them stay: the newest `keep`, and the best."""
+
+    keep: int
+    keep_best: bool
+    layout: Layout
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
@@ -37,9 +66,11 @@ def step_of(folder: Path) -> int:
     return int(match[1])
 
 
-def commit(folder: Path, progress: dict[str, Any]) -> None:
+def commit(folder: Path, progress: dict[str, Any], layout: Layout | None = None) -> None:
     """Declare a checkpoint complete. Call it on one rank, after all ranks have written theirs."""
     (folder / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+    if layout is not None:
+        (folder / LAYOUT).write_text(json.dumps(asdict(layout)), encoding="utf-8")
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     for path in files:
         with path.open("rb") as file:
@@ -86,6 +117,49 @@ def read_progress(folder: Path) -> dict[str, Any]:
     return progress
 
 
+def best_checkpoint(root: Path) -> Path | None:
+    """Return the complete checkpoint with the lowest validation loss at its own step, or None.
+
+    The earlier one where two are equal.
+    """
+    losses = {}
+    for folder in complete_checkpoints(root):
+        progress = read_progress(folder)
+        if progress.get("eval_step") == step_of(folder):
+            losses[folder] = float(progress["eval_loss"])
+    return min(losses, key=losses.__getitem__, default=None)
+
+
+def check_layout(folder: Path, now: Layout) -> None:
+    """Raise TrainingError where a checkpoint cannot go on exactly in the present layout."""
+    try:
+        before = Layout(**json.loads((folder / LAYOUT).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return  # of a time that did not note it; DeepSpeed itself refuses what it cannot load
+    sharded = before.strategy != "ddp" or now.strategy != "ddp"
+    made = f"{folder} was made by {before.strategy} on {before.world_size} process(es)"
+    weights = (
+        f"or begin anew from its weights: model.model_name_or_path={folder} in a new recipe"
+        if (folder / "config.json").is_file()
+        else "or begin anew with training.resume_from_checkpoint=false"
+    )
+    if before.strategy != now.strategy or (sharded and before.world_size != now.world_size):
+        raise TrainingError(
+            f"{made}, now it is {now.strategy} on {now.world_size}: the optimizer's shards fit "
+            f"that many processes of that strategy only. Resume on {before.world_size} "
+            f"process(es) with {before.strategy} (only strategy ddp on both sides may change "
+            f"their number), {weights}"
+        )
+    if before.rows_per_step != now.rows_per_step:
+        raise TrainingError(
+            f"{made} with {before.rows_per_step} rows a step, now it is {now.world_size} "
+            f"process(es) with {now.rows_per_step}: the learning-rate schedule and the order of "
+            "the data would change. Set training.per_device_train_batch_size x "
+            "gradient_accumulation_steps x processes to "
+            f"{before.rows_per_step}, {weights}"
+        )
+
+
 def remove_incomplete(root: Path) -> list[str]:
     """Remove checkpoints that do not count, naming each in the log; return their names."""
     removed = []
@@ -98,10 +172,12 @@ def remove_incomplete(root: Path) -> list[str]:
     return removed
 
 
-def rotate(root: Path, keep: int) -> None:
-    """Remove all but the newest `keep` complete checkpoints."""
+def rotate(root: Path, keep: int, *, keep_best: bool = False) -> None:
+    """Remove all complete checkpoints but the newest `keep`, and the best where asked."""
+    best = best_checkpoint(root) if keep_best else None
     for folder in complete_checkpoints(root)[:-keep]:
-        _remove(folder)
+        if folder != best:
+            _remove(folder)
 
 
 def raise_disk_full(path: Path, error: BaseException) -> None:

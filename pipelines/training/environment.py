@@ -1,7 +1,7 @@
 """The environment of training processes: an allow-list, plus threads, allocator and devices.
 
 Invariant: no secret of the parent reaches a training process or its log; the Hub's token passes
-only where the base model has to come from the Hub.
+only where the base model has to come from the Hub, a reporter's variables where it is asked for.
 """
 
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
 from pipelines.runs import Run
+from pipelines.training.reporters import passes
 
 ALLOWED = {
     "PATH", "HOME", "USER", "LOGNAME", "SHELL", "TERM", "LANG", "TZ", "TMPDIR", "VIRTUAL_ENV",
@@ -18,7 +19,7 @@ ALLOWED = {
     "LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_HOME",
     "CUDA_VISIBLE_DEVICES", "TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR", "XDG_CACHE_HOME",
     "MPLCONFIGDIR", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT",
-    "STARLOOM_DATA", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
+    "STARLOOM_DATA", "STARLOOM_PEAK_TFLOPS", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
 }  # fmt: skip
 # glibc gives every large tensor back to the kernel at once: 40,000 page faults and 8 % of the CPU
 # time of a quickstart step. Keeping them costs 3 % of memory.
@@ -51,7 +52,9 @@ def child_environment(
     environment = {
         name: value
         for name, value in parent.items()
-        if name.upper() in allowed or name.startswith(ALLOWED_PREFIXES)
+        if name.upper() in allowed
+        or name.startswith(ALLOWED_PREFIXES)
+        or passes(name, recipe.training.report_to)
     }
     environment |= {
         "OMP_NUM_THREADS": str(hardware.threads_per_process),

@@ -28,8 +28,10 @@ from pipelines.errors import Interrupted, StoreError, TrainingError
 from pipelines.jsonlines import read_new
 from pipelines.runs import LOCK, TRAINER, Run
 from pipelines.store import Store
+from pipelines.training.adopt import adopt_checkpoint
 from pipelines.training.checkpoints import newest_checkpoint, step_of
 from pipelines.training.environment import child_environment, hardware_of
+from pipelines.training.reporters import check_reporters
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ def launch(
         if run.trained:
             return run.read("training.json") or {}
         _verify(run, store)
+        check_reporters(run)
+        adopt_checkpoint(run)
         attempt = _Attempt(run, store, lock, on_progress, should_stop, poll_seconds)
         retried_from_scratch = False
         while True:

@@ -1,46 +1,83 @@
 """The loop: transformers.Trainer on packed rows, with exact counts and whole checkpoints."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 from torch import distributed
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
 
 from pipelines.training.callbacks import Meter, sum_over_ranks
-from pipelines.training.checkpoints import checkpoint_folder, commit, raise_disk_full, rotate
+from pipelines.training.checkpoints import (
+    Policy,
+    checkpoint_folder,
+    commit,
+    raise_disk_full,
+    rotate,
+)
 from pipelines.training.collate import Collator
 from pipelines.training.loss import EvalLoss, evaluate_loss, validation_rows
+from pipelines.training.watchdog import Heartbeat
+
+logger = logging.getLogger(__name__)
 
 
 class PackedTrainer(Trainer):  # type: ignore[misc]
     """Trainer with exact counts, token-weighted evaluation and checkpoints that are whole."""
 
-    def __init__(self, *, meter: Meter, pad_id: int, keep: int, **options: Any) -> None:
-        """Take Trainer's options; `keep` complete checkpoints stay."""
+    def __init__(
+        self, *, meter: Meter, pad_id: int, policy: Policy, heartbeat: Heartbeat, **options: Any
+    ) -> None:
+        """Take Trainer's options; `policy` says which checkpoints stay."""
         super().__init__(data_collator=Collator(pad_id), **options)
+        self.remove_callback(PrinterCallback)  # metrics.jsonl has the lines
         self._meter = meter
         self._pad_id = pad_id
-        self._keep = keep
+        self._policy = policy
+        self._heartbeat = heartbeat
 
-    def get_batch_samples(self, *arguments: Any, **options: Any) -> Any:
-        """Count the real tokens of the batches of one step."""
-        batches, num_items = super().get_batch_samples(*arguments, **options)
-        for batch in batches:
-            self._meter.local_tokens += int((batch["input_ids"] != self._pad_id).sum())
-        return batches, num_items
+    def get_batch_samples(self, batches: Any, *arguments: Any, **options: Any) -> Any:
+        """Count the real tokens of the batches of one step, and the time they are waited for."""
+        taken, num_items = super().get_batch_samples(
+            self._meter.timed(batches), *arguments, **options
+        )
+        self._meter.count(taken, self._pad_id)
+        return taken, num_items
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hand a step's loss to the meter instead of Trainer's growing history."""
-        if "loss" in logs:
-            self._meter.trained(self.state.global_step, self.state.max_steps, logs)
+        if "loss" not in logs:
+            return
+        line = self._meter.trained(self.state.global_step, self.state.max_steps, logs)
+        self._report(line)
+        if self._meter.progress.high and not self.control.should_training_stop:
+            self.control.should_save = False  # the newest checkpoint stays one before the spike
+
+    def _report(self, line: dict[str, Any] | None) -> None:
+        """Give a line of metrics.jsonl to the reporters: once, on rank 0, never fatal."""
+        if line is None or not self.is_world_process_zero():
+            return
+        numbers = {
+            name: value
+            for name, value in line.items()
+            if value is not None and name not in ("step", "max_steps")
+        }
+        try:
+            self.callback_handler.on_log(self.args, self.state, self.control, numbers)
+        except Exception as error:  # noqa: BLE001 - a reporter's server may be away: training goes on
+            logger.warning("metrics not reported: %s: %s", type(error).__name__, error)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Return the token-weighted loss of (a fixed part of) the validation rows, on all ranks."""
+        step = self.state.global_step
+        self._heartbeat.beat(f"evaluating after step {step}")
         result = self._evaluate_share()
-        self._meter.evaluated(self.state.global_step, result.loss, result.tokens)
+        self._meter.evaluated(step, result.loss, result.tokens)
         self._meter.mark()
+        self._heartbeat.beat(f"in step {step + 1}")
         metrics = {"eval_loss": result.loss, "eval_tokens": result.tokens}
+        self._report(metrics)
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -63,7 +100,8 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
 
     def _run_epoch(self, *arguments: Any, epoch: int, **options: Any) -> None:
         """Train an epoch on its pass, unless the checkpoint is of the last step already."""
-        if self.state.global_step < self.state.max_steps:
+        stopped = self._meter.progress.stopped_by is not None
+        if self.state.global_step < self.state.max_steps and not stopped:
             # Not left to the data loader: on several ranks it forwards the epoch to samplers only.
             self.train_dataset.set_epoch(epoch)
             super()._run_epoch(*arguments, epoch=epoch, **options)
@@ -72,16 +110,18 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         """Save on all ranks, then declare the checkpoint complete and drop older ones."""
         root = Path(self.args.output_dir)
         folder = checkpoint_folder(root, self.state.global_step)
+        self._heartbeat.beat(f"saving {folder.name}")
         try:
             super()._save_checkpoint(model, trial)
             wait_for_ranks()
             if self.is_world_process_zero():
-                commit(folder, self._meter.state())
-                rotate(root, self._keep)
+                commit(folder, self._meter.state(), self._policy.layout)
+                rotate(root, self._policy.keep, keep_best=self._policy.keep_best)
         except Exception as error:
             raise_disk_full(folder, error)
             raise
         self._meter.mark()
+        self._heartbeat.beat(f"in step {self.state.global_step + 1}")
 
 
 def wait_for_ranks() -> None:

@@ -12,21 +12,28 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import distributed
 from transformers.utils.logging import disable_progress_bar
 
 from pipelines.engine import usage
 from pipelines.errors import StarloomError
+from pipelines.recipe import Recipe, load_hardware
 from pipelines.runs import Run
 from pipelines.training.arguments import training_arguments
 from pipelines.training.attention import check_packing
+from pipelines.training.budgets import Limits
 from pipelines.training.callbacks import (
     Meter,
     StepAgreement,
     sum_over_ranks,
 )
 from pipelines.training.checkpoints import (
+    Layout,
+    Policy,
+    check_layout,
     newest_checkpoint,
     read_progress,
     remove_incomplete,
@@ -36,46 +43,93 @@ from pipelines.training.collate import PackedDataset, PassedDataset
 from pipelines.training.deepspeed_config import disable_compiled_ops
 from pipelines.training.environment import hardware_of
 from pipelines.training.finish import METRICS, commit_model, finish
+from pipelines.training.flops import Speed, count_flops, find_peak
 from pipelines.training.models import build_model, count_parameters, load_tokenizer
 from pipelines.training.packed_trainer import PackedTrainer
+from pipelines.training.reporters import prepare_reporters
+from pipelines.training.watchdog import Heartbeat
 
 logger = logging.getLogger(__name__)
 
 
 def train(run: Run, dataset_dir: Path, tokenizer_dir: Path) -> None:
-    """Train a run from its newest complete checkpoint to its last step, or until SIGTERM."""
+    """Train a run from its newest complete checkpoint to its last step, a limit, or SIGTERM."""
     recipe, hardware = run.recipe(), hardware_of(run)
     rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     if hardware.device == "cpu":
         disable_compiled_ops()
+    layout = Layout.of(recipe.training, hardware)
+    checkpoint = newest_checkpoint(run.checkpoints)
+    if checkpoint is not None:
+        check_layout(checkpoint, layout)
+    prepare_reporters(run)
     # Model and adapter come before TrainingArguments: PEFT cannot be added to sharded weights.
     model = build_model(recipe, tokenizer_dir)
     parameters = count_parameters(model)
     check_packing(model, "cpu" if hardware.device == "cpu" else f"cuda:{local_rank}")
     train_rows = PassedDataset(dataset_dir, rehash=local_rank == 0)
     validation = PackedDataset(dataset_dir, "validation", rehash=local_rank == 0)
-    checkpoint = newest_checkpoint(run.checkpoints)
-    meter = Meter(run.path / METRICS if rank == 0 else None, recipe.training.logging_steps)
+    meter = make_meter(run, model, rank, layout.world_size)
     meter.start(*((step_of(checkpoint), read_progress(checkpoint)) if checkpoint else (-1, {})))
+    stall = recipe.training.stall_minutes
+    heartbeat = Heartbeat(stall and 60 * stall, rank, lambda text: report_failure(run, text))
     arguments = training_arguments(recipe, hardware, run.checkpoints, fresh=checkpoint is None)
+    limits = Limits.of(recipe.training)
     trainer = PackedTrainer(
         model=model,
         args=arguments,
         train_dataset=train_rows,
         eval_dataset=validation,
-        callbacks=[StepAgreement(meter, arguments.device)],
+        callbacks=[StepAgreement(meter, arguments.device, limits, heartbeat)],
         meter=meter,
         pad_id=load_tokenizer(tokenizer_dir).pad_token_id,
-        keep=recipe.training.save_total_limit,
+        policy=Policy(
+            recipe.training.save_total_limit, recipe.training.load_best_model_at_end, layout
+        ),
+        heartbeat=heartbeat,
     )
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finished = trainer.state.global_step >= trainer.state.max_steps
-    if finished:
-        commit_model(trainer, run, recipe, tokenizer_dir)
+    with heartbeat.watching():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    ended = trainer.state.global_step >= trainer.state.max_steps
+    finished = ended or meter.progress.stopped_by is not None
+    model_step = commit_model(trainer, run, recipe, tokenizer_dir) if finished else None
     cpu_seconds, peak_rss = sum_over_ranks([*usage()], arguments.device)
     meter.used(cpu_seconds, int(peak_rss))
     if rank == 0:
-        finish(trainer, run, meter, parameters, finished=finished)
+        finish(trainer, run, meter, parameters, model_step=model_step)
+
+
+def make_meter(run: Run, model: Any, rank: int, world_size: int) -> Meter:
+    """Return this rank's meter, with what it needs to know of the model and its device."""
+    recipe = run.recipe()
+    training = recipe.training
+    on_gpu = hardware_of(run).device == "cuda"
+    peak = find_peak(
+        torch.cuda.get_device_name() if on_gpu else None,
+        recipe.model.dtype,
+        configured_peak(recipe),
+    )
+    flops = count_flops(model, gradient_checkpointing=training.gradient_checkpointing)
+    return Meter(
+        run.path / METRICS if rank == 0 else None,
+        training.logging_steps,
+        Speed(flops, peak and peak * world_size),
+        (training.loss_spike_threshold, training.loss_spike_patience),
+    )
+
+
+def configured_peak(recipe: Recipe) -> float | None:
+    """Return the hardware file's peak_tflops: no part of a run's key, so read from the file."""
+    try:
+        return load_hardware(recipe.hardware).peak_tflops
+    except StarloomError:  # the file is on another machine
+        return None
+
+
+def report_failure(run: Run, text: str) -> None:
+    """Write the error that ends training to training.json; the log has it anyway."""
+    with contextlib.suppress(OSError):  # the disk may be full
+        run.write("training.json", {"status": "failed", "error": text})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -96,8 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         train(run, options.dataset, options.tokenizer)
     except StarloomError as error:
         logger.error("%s", error)  # noqa: TRY400 - the text says it all
-        with contextlib.suppress(OSError):  # the disk may be full: the log has the text too
-            run.write("training.json", {"status": "failed", "error": str(error)})
+        report_failure(run, str(error))
         return 1
     if distributed.is_initialized():
         distributed.destroy_process_group()

@@ -62,8 +62,8 @@ def wait_until(condition, seconds=120):
 
 
 def curve(run):
-    """The metrics without what depends on the clock."""
-    clock = ("seconds", "tokens_per_second")
+    """The metrics without what depends on the clock and the machine."""
+    clock = ("seconds", "tokens_per_second", "data_wait_share", "peak_rss")
     return [
         {key: value for key, value in line.items() if key not in clock}
         for line in read_lines(run.path / "metrics.jsonl")

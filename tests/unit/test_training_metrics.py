@@ -18,16 +18,17 @@ from pipelines.training.callbacks import (
 )
 from pipelines.training.loss import validation_rows
 from pipelines.training.plots import draw_loss, smooth
+from pipelines.training.progress import StepCounts
 
 
 def step(meter, number, loss=None, max_steps=9):
-    meter.finish_step(tokens=10 * number, cpu_seconds=float(number), peak_rss=number)
+    meter.finish_step(StepCounts(10 * number, float(number), number, positions=20 * number))
     logs = {"loss": loss or 1.0 / number, "learning_rate": 0.1, "grad_norm": 2.0}
     meter.trained(number, max_steps, logs)
 
 
 def lines(path):
-    clock = ("seconds", "tokens_per_second")
+    clock = ("seconds", "tokens_per_second", "data_wait_share", "peak_rss")
     return [{k: v for k, v in line.items() if k not in clock} for line in read_lines(path)]
 
 
@@ -37,7 +38,8 @@ def test_a_line_is_the_mean_over_its_window_and_the_last_step_always_has_one(tmp
     for number in (1, 2, 3):
         step(meter, number, max_steps=3)
 
-    rates = {"max_steps": 3, "learning_rate": 0.1, "grad_norm": 2.0}
+    rates = {"max_steps": 3, "learning_rate": 0.1, "grad_norm": 2.0, "padding_share": 0.5}
+    rates |= {"mfu": None, "hfu": None, "peak_gpu_memory": 0}
     assert lines(tmp_path / "metrics.jsonl") == [
         {"step": 0, "eval_loss": 5.0, "eval_tokens": 77},
         {"step": 2, "loss": 0.75, "tokens": 30, **rates},
@@ -103,7 +105,7 @@ def test_cost_adds_up_over_attempts_and_memory_does_not(tmp_path):
 )
 def test_a_loss_or_gradient_that_is_no_number_stops_every_rank(logs):
     meter = Meter(None, 1)
-    meter.finish_step(1, 0.0, 0)
+    meter.finish_step(StepCounts(1))
     with pytest.raises(TrainingError, match=r"step 3: loss .* Lower training\.learning_rate"):
         meter.trained(3, 9, {**logs, "learning_rate": 0.1})
 
@@ -122,7 +124,7 @@ def test_a_sigterm_ends_training_after_the_step_with_a_checkpoint():
     state = SimpleNamespace(global_step=3, max_steps=9)
     try:
         agreement.on_train_begin()
-        meter.local_tokens = 12
+        meter.local.tokens = 12
         free = SimpleNamespace(should_save=False, should_training_stop=False)
         agreement.on_step_end(None, state, free)
         os.kill(os.getpid(), signal.SIGTERM)
