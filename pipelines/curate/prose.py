@@ -10,25 +10,27 @@ PROSE_CHARS = 1000
 READ_CHARS = 8000
 
 FENCED = re.compile(r"(```|~~~).*?(?:\1|\Z)", re.DOTALL)
-INLINE = re.compile(r"(?<!`)(`{1,2})(?!`)[^`\n]+\1(?!`)")
+# Each pattern begins with a character of its own, which is found without trying every place.
+INLINE = re.compile(r"`(?<!``)(`?)(?!`)[^`\n]+`\1(?!`)")
 DOCTEST = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: .*)?$", re.MULTILINE)
 # numpydoc's section titles and "name : type" lines halve the scores of English docstrings.
 SECTION = re.compile(r"^[ \t]*\S[^\n]*\n[ \t]*(?:-{3,}|={3,})[ \t]*$", re.MULTILINE)
 PARAMETER = re.compile(r"^[ \t]*[*\w]+(?:, ?[*\w]+)* :.*$", re.MULTILINE)
 # Code without a fence: lines that end as no sentence does. A few may be prose after all.
-CODE_END = re.compile(r"(?:[;{}]|\) ?:|=>)[ \t]*$", re.MULTILINE)
-CODE_LINE = re.compile(rf"^[^\n]*{CODE_END.pattern}", re.MULTILINE)
-CODE_MARKS = (";", "{", "}", "):", ") :", "=>")
+CODE_ENDS = (";", "{", "}", "):", ") :", "=>")
 CODE_LINES = 3
 TAG = re.compile(r"<(?:/?[A-Za-z!][^<>]{0,200}|\|[^|<>]{1,30}\|)>")
 LINK = re.compile(r"!?\[([^\[\]]{0,200})\]\([^()\s]{0,300}\)")
-URL = re.compile(r"\bhttps?://[^\s<>\"]{1,500}")
+URL = re.compile(r"http(?<=\bhttp)s?://[^\s<>\"]{1,500}")
+ROLES = (
+    "human", "user", "prompter", "assistant", "bot", "system", "question", "answer", "instruction",
+    "response", "input", "output", "q", "a",
+)  # fmt: skip
+LONGEST_ROLE = max(map(len, ROLES))
 ROLE = re.compile(
-    r"^[ \t]*(?:#{1,4} ?|\*\*)?(?:human|user|prompter|assistant|bot|system|question|answer"
-    r"|instruction|response|input|output|[QA])(?:\*\*)? ?:(?:\*\*)?",
+    rf"^[ \t]*(?:#{{1,4}} ?|\*\*)?(?:{'|'.join(ROLES)})(?:\*\*)? ?:(?:\*\*)?",
     re.MULTILINE | re.IGNORECASE,
 )
-MARKUP = str.maketrans(dict.fromkeys("*#|", " "))
 
 
 def strip_code(text: str) -> str:
@@ -40,15 +42,27 @@ def strip_code(text: str) -> str:
     'See the docs .'
     """
     text = text[:READ_CHARS]
-    if "`" in text or "~~~" in text:
-        text = INLINE.sub(" ", FENCED.sub(" ", text))
+    if "```" in text or "~~~" in text:
+        text = FENCED.sub(" ", text)
+    if "`" in text:
+        text = INLINE.sub(" ", text)
     if ">>>" in text:
         text = DOCTEST.sub(" ", text)
-    if ("---" in text or "===" in text) and SECTION.search(text):
-        text = PARAMETER.sub(" ", SECTION.sub(" ", text))
-    if any(mark in text for mark in CODE_MARKS) and len(CODE_END.findall(text)) >= CODE_LINES:
-        text = CODE_LINE.sub(" ", text)
+    if "---" in text or "===" in text:
+        text, sections = SECTION.subn(" ", text)
+        if sections and " :" in text:
+            text = PARAMETER.sub(" ", text)
+    if ";" in text or "{" in text or "}" in text or ")" in text or "=>" in text:
+        text = _strip_code_lines(text)
     return " ".join(_strip_markup(text).split())[:PROSE_CHARS]
+
+
+def _strip_code_lines(text: str) -> str:
+    lines = text.split("\n")
+    is_code = [line.rstrip(" \t").endswith(CODE_ENDS) for line in lines]
+    if sum(is_code) < CODE_LINES:
+        return text
+    return "\n".join(" " if code else line for line, code in zip(lines, is_code, strict=True))
 
 
 def _strip_markup(text: str) -> str:
@@ -58,6 +72,15 @@ def _strip_markup(text: str) -> str:
         text = LINK.sub(r"\1 ", text)
     if "://" in text:
         text = URL.sub(" ", text)
-    if ":" in text:
+    if ":" in text and _may_name_role(text):
         text = ROLE.sub(" ", text)
-    return text.translate(MARKUP) if "*" in text or "#" in text or "|" in text else text
+    return text.replace("*", " ").replace("#", " ").replace("|", " ")
+
+
+def _may_name_role(text: str) -> bool:
+    """Say whether a role stands before a colon: most colons end other words, at less cost."""
+    for part in text.split(":")[:-1]:
+        head = part[part.rfind("\n") + 1 :].strip("#* \t")
+        if len(head) <= LONGEST_ROLE and head.lower() in ROLES:
+            return True
+    return False

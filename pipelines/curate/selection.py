@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -32,15 +33,22 @@ def drop_rows(
         changes = bool(drops or marks)
         if changes:
             table = file.read(use_threads=False)
-    keep = np.ones(len(table), np.bool_)
-    keep[list(drops)] = False
     if changes:
-        kept = _note_joined(table, marks).filter(pa.array(keep))
-        pq.write_table(
-            kept, output, compression="zstd", compression_level=1, write_page_checksum=True
-        )
-    else:
-        shutil.copyfile(source, output)
+        return write_kept(_note_joined(table, marks), output, drops)
+    shutil.copyfile(source, output)
+    return count_kept(table, drops)
+
+
+def write_kept(table: pa.Table, output: Path, drops: Drops) -> Outcome:
+    """Write a table without some of its rows, see `drop_rows`."""
+    kept = table.filter(pa.array(_keep(table, drops)))
+    pq.write_table(kept, output, compression="zstd", compression_level=1, write_page_checksum=True)
+    return count_kept(table, drops)
+
+
+def count_kept(table: pa.Table, drops: Drops) -> Outcome:
+    """Return the counts of a table's rows, its columns id and source, and of its drops."""
+    keep = _keep(table, drops)
     dropped = _count(drops, table["source"].take(pa.array(list(drops), pa.int64())).to_pylist())
     totals: Counter[str] = sum(dropped.values(), Counter())
     by_source = pc.value_counts(table["source"].filter(pa.array(keep))).to_pylist()
@@ -52,6 +60,12 @@ def drop_rows(
     )
     sources = count_sources({each["values"]: each["counts"] for each in by_source}, dropped)
     return Outcome(counts, rejects=tuple(_samples(table, drops)), extra={"sources": sources})
+
+
+def _keep(table: pa.Table, drops: Drops) -> npt.NDArray[np.bool_]:
+    keep = np.ones(len(table), np.bool_)
+    keep[list(drops)] = False
+    return keep
 
 
 def _marks(groups: pa.ChunkedArray, joined: Mapping[str, str]) -> dict[int, str]:

@@ -7,8 +7,8 @@ from importlib import metadata
 
 import pytest
 
-from pipelines.curate import language
-from pipelines.curate.language import find_model, identify
+from pipelines.curate import language, language_model
+from pipelines.curate.language_model import find_model, identify, rank, rank_lines
 from pipelines.curate.prose import strip_code
 from pipelines.errors import PreflightError
 from pipelines.manifest import Counts
@@ -120,6 +120,62 @@ def test_text_with_line_breaks_and_odd_characters_can_be_scored():
     assert 0 <= identify("\U0001f600 ?!", model)[1] <= 1
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_batch_is_ranked_as_each_line_alone(count):
+    """The model's own call for many repeats the first probability for every code after it."""
+    lines = [ENGLISH, GERMAN, "", f"{ENGLISH} {GERMAN}", "\U0001f600", "a\0b", "x" * 5000, ENGLISH]
+
+    ranked = rank_lines(lines, find_model(), count)
+
+    assert ranked == [rank(line, find_model(), count) for line in lines]
+    assert rank_lines([], find_model(), count) == []
+
+
+def test_texts_that_come_again_are_scored_once_and_counted_each_time(tmp_path, monkeypatch):
+    scored = []
+    monkeypatch.setattr(
+        language,
+        "rank_lines",
+        lambda lines, *more: scored.extend(lines) or rank_lines(lines, *more),
+    )
+    rows = [pair(f"e{n}", ENGLISH) for n in range(8)] + [pair(f"g{n}", GERMAN) for n in range(4)]
+
+    kept, manifest = filtered(tmp_path, *rows)
+
+    assert sorted(kept) == [f"e{n}" for n in range(8)]
+    assert sorted(scored) == sorted([ENGLISH, GERMAN] * 2)  # in each of two shards
+    assert manifest.report["languages"] == {"de": 4, "en": 8}
+
+
+def test_batches_and_columns_keep_every_row_and_field(tmp_path, monkeypatch):
+    monkeypatch.setattr(language, "BATCH_ROWS", 3)
+    rows = [
+        dialogue("cut", ENGLISH, ENGLISH, GERMAN, ENGLISH),
+        pair("german", GERMAN),
+        record("code", text="x = 1\n", score=2.5, author="A", meta='{"k":[1]}'),
+        record("nothing", messages=[]),
+        dialogue("whole", ENGLISH, ENGLISH),
+        record("empty", prompt="", completion="", url="u"),
+        dialogue("cut too", ENGLISH, ENGLISH, ENGLISH, GERMAN),
+    ]
+
+    store, ref = run_stage(tmp_path, "language", curation_recipe(), rows)
+
+    kept = {row["id"]: row for row in rows_of(store, ref)}
+    assert list(kept) == ["cut", "code", "nothing", "whole", "empty", "cut too"]
+    assert [len(kept[name]["messages"]) for name in ("cut", "nothing", "whole", "cut too")] == [
+        2, 0, 2, 2,
+    ]  # fmt: skip
+    assert kept["code"] == rows[2]
+    assert kept["empty"] == rows[5]
+    assert kept["cut"] == {
+        **rows[0],
+        "messages": rows[0]["messages"][:2],
+        "meta": kept["cut"]["meta"],
+    }
+    assert store.manifest(ref).report["exempt"] == {"code": 1, "short": 2}
+
+
 def test_the_model_is_looked_for_in_the_set_path_then_the_data_root_then_the_package(
     tmp_path, monkeypatch, data_root
 ):
@@ -135,7 +191,7 @@ def test_the_model_is_looked_for_in_the_set_path_then_the_data_root_then_the_pac
     shutil.copy(packaged, configured)
     monkeypatch.setenv("STARLOOM_LID_MODEL", str(configured))
     assert find_model() == configured
-    assert hashlib.sha256(configured.read_bytes()).hexdigest() == language.MODEL_SHA256
+    assert hashlib.sha256(configured.read_bytes()).hexdigest() == language_model.MODEL_SHA256
     assert configured.stat().st_size == 938_013
 
 

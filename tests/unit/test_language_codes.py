@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.curate.language import find_model, load_model
+from pipelines.curate.language_model import find_model, load_model
 from pipelines.errors import RecipeError
 from pipelines.language_codes import LABELS, SCRIPTS, language_label, scripts_of
 from pipelines.recipe import load_recipe
