@@ -24,6 +24,7 @@ FRAME = frozenset(
         "pipelines.model_settings",
         "pipelines.overrides",
         "pipelines.plan",
+        "pipelines.preference_settings",
         "pipelines.recipe",
         "pipelines.runs",
         "pipelines.smoke_template",

@@ -25,6 +25,7 @@ from pipelines.overrides import (
     set_dotted,
     yield_to_overrides,
 )
+from pipelines.preference_settings import Preference
 from pipelines.recipe_problems import explain
 from pipelines.section import Count, Fraction, Section
 from pipelines.smoke_template import keep_own_template
@@ -177,6 +178,7 @@ class Recipe(Section):
     tokenization: Tokenization = Tokenization()
     adapter: Adapter | None = None
     training: Training = Training()
+    preference: Preference | None = None
     evaluation: Evaluation = Evaluation()
     hardware: str = "cpu"
     auto_train: bool = False

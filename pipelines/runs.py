@@ -26,24 +26,30 @@ from pipelines.training_settings import WATCH_KEYS
 
 TRAINER = "pipelines.training.trainer"
 EVALUATOR = "pipelines.evals.evaluate"
+PREFERRED = "preferred"
 LOCK = ".lock"  # held by whoever trains the run, until the last rank is gone
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run folder."""
+    """One run folder, and which of its models is meant: `model/`, or `preferred/` where asked."""
 
     path: Path
+    weights: str = "model"
 
     @property
     def name(self) -> str:
-        """Return the folder's name, which names the run everywhere."""
-        return self.path.name
+        """Return the folder's name, which names the run everywhere; RUN/preferred for that."""
+        return self.path.name if self.weights == "model" else f"{self.path.name}/{self.weights}"
 
     @property
     def model(self) -> Path:
         """Return the folder of the trained weights and tokenizer."""
-        return self.path / "model"
+        return self.path / self.weights
+
+    def preferred(self) -> "Run":
+        """Return the same run with the model that the preference stage has made of its own."""
+        return Run(self.path, PREFERRED)
 
     @property
     def checkpoints(self) -> Path:
@@ -78,7 +84,10 @@ class Run:
     def trained(self) -> bool:
         """Return whether training reached its last step and its weights are all there."""
         result = self.read("training.json")
-        if not (result and result["status"] == "finished" and self.model.is_dir()):
+        finished = bool(result and result["status"] == "finished")
+        if self.weights == PREFERRED:
+            result = self.read(f"{PREFERRED}.json")
+        if not (finished and result and self.model.is_dir()):
             return False
         sizes = result.get("model_files", {}).items()
         return all(_size(self.model / name) == size for name, size in sizes)
@@ -158,7 +167,17 @@ def _set_aside(run: Run) -> None:
 
 
 def find_run(root: Path, name: str) -> Run:
-    """Return a run by name, unique prefix, path, or "latest"; an error names those there are."""
+    """Return a run by name, unique prefix, path, or "latest"; an error names those there are.
+
+    With "/preferred" behind it, the run with the model of its preference stage.
+    """
+    if name.rstrip("/").endswith(f"/{PREFERRED}"):
+        run = find_run(root, name.rstrip("/").removesuffix(f"/{PREFERRED}"))
+        if not run.preferred().trained:
+            raise StarloomError(
+                f"run {run.name} has no preferred model: `starloom prefer {run.name}` makes it"
+            )
+        return run.preferred()
     found = sorted(
         (p.parent for p in root.glob("*/run.json") if ".replaced-" not in p.parent.name),
         key=lambda p: p.stat().st_mtime,

@@ -1,18 +1,20 @@
 """Preference pairs: two answers to one prompt, rendered as the recipe's template renders one.
 
-A record whose `meta.rejected.text` holds a worse answer is a pair: Stack Exchange makes such
-records from scores where its source says `pairs: true`.
+A record whose `meta.rejected` holds a worse answer in `text` is a pair; it may be a list of such,
+each with the number of the message (`turn`) that it is worse than, the last by default. Sources
+with `pairs: true` write it: Stack Exchange from scores, OpenAssistant from ranks.
 """
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
 from pipelines.records import Row
 from pipelines.render.encode import encode_pieces, encode_prompt
-from pipelines.render.templates import Template
+from pipelines.render.templates import Template, Unrenderable
 
 
 class Pair(NamedTuple):
@@ -25,40 +27,69 @@ class Pair(NamedTuple):
 
 
 def encode_pairs(
-    tokenizer: Tokenizer, template: Template, rows: Sequence[Row], block_size: int
+    tokenizer: Tokenizer,
+    template: Template,
+    rows: Sequence[Row],
+    block_size: int,
+    clean: Callable[[str], str] = str,
 ) -> tuple[list[Pair], dict[str, int]]:
-    """Return the pairs of rows, and how many rows give none, by reason.
+    """Return the pairs of rows, and how many rows or pairs are left out, by reason.
 
-    A pair of which either text is longer than `block_size` is dropped, never cut: a cut answer has
-    lost its end. Raises Unrenderable as the template does, TemplateError as encode_pieces.
+    `clean` is applied to the worse answers, which no stage of curation sees. A pair of which either
+    text is longer than `block_size` is dropped, never cut: a cut answer has lost its end. Raises
+    TemplateError as encode_pieces.
     """
     pairs: list[Pair] = []
-    dropped = {"no_pair": 0, "too_long": 0}
+    dropped: Counter[str] = Counter(no_pair=0, too_long=0)
     for row in rows:
-        worse = _rejected(row)
-        if worse is None:
+        before = len(pairs), dropped.total()
+        for better, worse in read_rejected(row, clean):
+            pair = _encode_pair(tokenizer, template, better, worse)
+            if isinstance(pair, str):
+                dropped[pair] += 1
+            elif len(pair.prompt_ids) + _longer(pair) > block_size:
+                dropped["too_long"] += 1
+            else:
+                pairs.append(pair)
+        if (len(pairs), dropped.total()) == before:
             dropped["no_pair"] += 1
-            continue
-        better, prompt = dict(row), encode_prompt(tokenizer, template.render_prompt(_prompt(row)))
+    return pairs, dict(dropped)
+
+
+def read_rejected(row: Row, clean: Callable[[str], str]) -> Iterator[tuple[Row, str]]:
+    """Yield the row up to an answer, and a worse one that differs from it."""
+    meta: dict[str, Any] = json.loads(row["meta"] or "{}")
+    found = meta.get("rejected") or []
+    for each in found if isinstance(found, list) else [found]:
+        better, text = row, each.get("text")
+        if row["messages"] is not None and each.get("turn") is not None:
+            better = {**row, "messages": row["messages"][: each["turn"] + 1]}
+        if isinstance(text, str) and (worse := clean(text)).strip() and worse != _answer(better):
+            yield better, worse
+
+
+def _encode_pair(tokenizer: Tokenizer, template: Template, better: Row, worse: str) -> "Pair | str":
+    """Return a pair, or the reason why it is none."""
+    try:
+        prompt = encode_prompt(tokenizer, template.render_prompt(_prompt(better)))
         texts = [
             encode_pieces(tokenizer, template.render(each)).input_ids
-            for each in (better, _with_answer(row, worse))
+            for each in (better, _with_answer(better, worse))
         ]
-        assert all(text[: len(prompt)] == prompt for text in texts), "a prompt is a prefix"
-        if max(map(len, texts)) > block_size:
-            dropped["too_long"] += 1
-            continue
-        chosen, rejected = (text[len(prompt) :] for text in texts)
-        pairs.append(Pair(row["id"], prompt, chosen, rejected))
-    return pairs, dropped
+    except Unrenderable as error:
+        return error.why
+    if any(text[: len(prompt)] != prompt for text in texts):
+        return "other_prompt"  # a Jinja template that writes an answered question otherwise
+    chosen, rejected = (text[len(prompt) :] for text in texts)
+    return Pair(better["id"], prompt, chosen, rejected)
 
 
-def _rejected(row: Row) -> str | None:
-    """Return the worse answer, where there is one that differs."""
-    meta: dict[str, Any] = json.loads(row["meta"] or "{}")
-    worse = (meta.get("rejected") or {}).get("text")
-    better = row["completion"] if row["messages"] is None else row["messages"][-1]["content"]
-    return worse if isinstance(worse, str) and worse.strip() and worse != better else None
+def _longer(pair: Pair) -> int:
+    return max(len(pair.chosen_ids), len(pair.rejected_ids))
+
+
+def _answer(row: Row) -> Any:
+    return row["completion"] if row["messages"] is None else row["messages"][-1]["content"]
 
 
 def _prompt(row: Row) -> Row:

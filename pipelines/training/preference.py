@@ -5,53 +5,51 @@ rendered as in fine-tuning. An adapter is trained: with it switched off, the mod
 reference, and no second copy is held.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from pipelines.errors import PreflightError, TrainingError
-from pipelines.section import Count, Section
-from pipelines.training_settings import Adapter
+from pipelines.preference_settings import Preference
 
 MISSING = "the preference stage needs trl, which is not installed; install 'starloom[trl]'"
+NO_PAIRS = (
+    "there are no preference pairs to train on; set `pairs: true` in a source of type oasst or "
+    "stack-exchange and run the recipe again"
+)
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
+Columns = Mapping[str, Sequence[Any]]
 
-class Preference(Section):
-    """Settings of the stage, with the names of trl.DPOConfig and peft.LoraConfig."""
 
-    beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 5.0e-6
-    warmup_steps: Annotated[float, Field(ge=0)] = 0.1
-    num_train_epochs: Annotated[float, Field(gt=0)] = 1
-    max_steps: int = -1
-    per_device_train_batch_size: Count = 2
-    gradient_accumulation_steps: Count = 8
-    gradient_checkpointing: bool = False
-    seed: int = 42
-    adapter: Adapter = Adapter(target_modules=("all-linear",))
+def check_trl() -> None:
+    """Raise PreflightError where trl is not installed."""
+    if find_spec("trl") is None:
+        raise PreflightError(MISSING)
 
 
 def train_preferences(
     model_folder: Path,
-    pairs: Mapping[str, Sequence[Any]],
+    pairs: Columns,
     output: Path,
     settings: Preference,
     dtype: str = "float32",
-) -> dict[str, float]:
+    *,
+    held_out: Columns | None = None,
+    log: Path | None = None,
+) -> dict[str, Any]:
     """Train on pairs (columns of token ids), and write a whole model to `output`.
 
-    Returns the mean of the last logged steps: loss, accuracy (the share of pairs whose better
-    answer gained more) and margin. Raises PreflightError without trl, TrainingError without pairs.
+    Returns the last logged step's loss, accuracy (the share of its pairs whose better answer gained
+    more) and margin, and `held_out`, see `compare_answers`. Every step's numbers go to `log`, as
+    JSON lines. Raises PreflightError without trl, TrainingError without pairs.
     """
-    if find_spec("trl") is None:
-        raise PreflightError(MISSING)
+    check_trl()
     if not len(pairs["prompt_ids"]):
-        raise TrainingError("there are no preference pairs to train on; set sources.N.pairs: true")
+        raise TrainingError(NO_PAIRS)
     from datasets import Dataset
 
     from pipelines.training.adapters import add_adapter
@@ -65,15 +63,72 @@ def train_preferences(
             args=_arguments(settings, Path(folder), dtype),
             train_dataset=Dataset.from_dict({name: list(pairs[name]) for name in COLUMNS}),
             processing_class=tokenizer,
+            callbacks=[_step_log(log)] if log else None,
         )
+        before = answer_log_probs(model, held_out) if held_out else []
         trainer.train()
-    logs = [line for line in trainer.state.log_history if "rewards/margins" in line][-1]
-    save_trained(model, output, model_folder, dtype)
+    lines = [line for line in trainer.state.log_history if "rewards/margins" in line]
+    after = answer_log_probs(model, held_out) if held_out else []
+    save_trained(model.cpu(), output, model_folder, dtype)
     return {
-        "loss": float(logs["loss"]),
-        "accuracy": float(logs["rewards/accuracies"]),
-        "margin": float(logs["rewards/margins"]),
+        "loss": float(lines[-1]["loss"]),
+        "accuracy": float(lines[-1]["rewards/accuracies"]),
+        "margin": float(lines[-1]["rewards/margins"]),
+        "steps": int(trainer.state.global_step),
+        "held_out": compare_answers(before, after, settings.beta),
     }
+
+
+def answer_log_probs(model: Any, pairs: Columns) -> list[tuple[float, float]]:
+    """Return the log-probability of the better and of the worse answer of each pair, in nats.
+
+    It is the sum over the answer's tokens; each text goes through the model by itself, unpadded.
+    """
+    import torch
+
+    was_training = model.training
+    model.eval()
+    found = []
+    with torch.inference_mode():
+        for prompt, better, worse in zip(*(pairs[name] for name in COLUMNS), strict=True):
+            both = _log_prob(model, prompt, better), _log_prob(model, prompt, worse)
+            found.append(both)
+    model.train(was_training)
+    return found
+
+
+def compare_answers(
+    before: Sequence[tuple[float, float]], after: Sequence[tuple[float, float]], beta: float
+) -> dict[str, Any] | None:
+    """Return what preference training did on held-out pairs, None where there are none.
+
+    `accuracy_before` and `accuracy_after` are the share of pairs whose better answer is the
+    likelier one; `reward_accuracy` is the share whose better answer gained more than the worse one,
+    and `reward_margin` by how much, times beta: the implicit reward of DPO.
+    """
+    if not before:
+        return None
+    gains = [
+        beta * ((new[0] - old[0]) - (new[1] - old[1]))
+        for old, new in zip(before, after, strict=True)
+    ]
+    number = len(gains)
+    return {
+        "pairs": number,
+        "accuracy_before": sum(better > worse for better, worse in before) / number,
+        "accuracy_after": sum(better > worse for better, worse in after) / number,
+        "reward_accuracy": sum(gain > 0 for gain in gains) / number,
+        "reward_margin": sum(gains) / number,
+    }
+
+
+def _log_prob(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> float:
+    import torch
+
+    ids = torch.tensor([[*prompt, *answer]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+    targets = ids[0, len(prompt) :, None]
+    return float(logits.log_softmax(-1).gather(1, targets).sum())
 
 
 def _arguments(settings: Preference, folder: Path, dtype: str) -> Any:
@@ -91,6 +146,19 @@ def _arguments(settings: Preference, folder: Path, dtype: str) -> Any:
         report_to="none",
         disable_tqdm=True,
     )
+
+
+def _step_log(path: Path) -> Any:
+    from transformers import TrainerCallback
+
+    class StepLog(TrainerCallback):  # type: ignore[misc]
+        """Appends what each step logs to a file of JSON lines."""
+
+        def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"{json.dumps({'step': state.global_step, **logs})}\n")
+
+    return StepLog()
 
 
 def _trainer(**options: Any) -> Any:

@@ -5,14 +5,23 @@ import json
 import pytest
 import torch
 
-from pipelines.errors import PreflightError, TrainingError
+from pipelines import prefer
+from pipelines.errors import PreflightError, RecipeError, StarloomError, TrainingError
+from pipelines.jsonlines import read_lines
+from pipelines.preference_settings import Preference
+from pipelines.recipe import load_recipe
 from pipelines.render.encode import encode_pieces
 from pipelines.render.pairs import encode_pairs
 from pipelines.render.templates import get_template
+from pipelines.runs import find_run
 from pipelines.template_settings import Template
 from pipelines.training import preference
 from pipelines.training.models import load_trained
-from pipelines.training.preference import Preference, train_preferences
+from pipelines.training.preference import (
+    answer_log_probs,
+    compare_answers,
+    train_preferences,
+)
 from tests.assets.rendering import record, small_tokenizer
 from tests.assets.tiny_models import write_base_model
 
@@ -46,6 +55,41 @@ def test_a_pair_is_one_prompt_and_both_answers_as_the_template_renders_them(name
         assert pair.chosen_ids[-1] == pair.rejected_ids[-1]  # the end of a turn is learned
         assert tokenizer.decode(pair.chosen_ids).strip() == "Because."
     assert [pair.record_id for pair in pairs] == [row["id"] for row in rows]
+
+
+def test_a_dialogue_has_a_pair_for_each_answer_that_others_were_ranked_below():
+    tokenizer, template = small_tokenizer(), get_template(Template(name="starchat"))
+    messages = [*dialogue("Because."), *dialogue("So.")]
+    worse = [
+        {"turn": 1, "text": "No."},
+        {"turn": 3, "text": "Hm key-1"},
+        {"turn": 3, "text": "So."},
+    ]
+    row = record("a", messages=messages, meta=json.dumps({"rejected": worse}))
+
+    pairs, dropped = encode_pairs(
+        tokenizer, template, [row], 512, lambda text: text.replace("key-1", "<KEY>")
+    )
+
+    assert dropped == {"no_pair": 0, "too_long": 0}
+    shown = [
+        [tokenizer.decode(ids, skip_special_tokens=False) for ids in pair[1:]] for pair in pairs
+    ]
+    first, second = shown
+    assert first[1:] == ["Because.<|end|>\n", "No.<|end|>\n"]
+    assert second[0] == f"{first[0]}{first[1]}<|user|>\nWhy?<|end|>\n<|assistant|>\n"
+    assert second[1:] == ["So.<|end|>\n", "Hm <KEY><|end|>\n"]
+
+
+def test_pairs_that_the_template_refuses_are_counted_by_its_reason():
+    body = [{"role": "assistant", "content": "Hello", "train": True}]
+    row = record("a", messages=body, meta=meta("Bye"))
+
+    pairs, dropped = encode_pairs(
+        small_tokenizer(), get_template(Template(name="starchat")), [row], 512
+    )
+
+    assert (pairs, dropped) == ([], {"no_pair": 0, "too_long": 0, "no_messages": 1})
 
 
 def test_rows_without_a_worse_answer_and_texts_that_are_too_long_are_counted():
@@ -121,33 +165,150 @@ def finished_run(tmp_path, splits):
     return run, store
 
 
-def test_a_runs_own_records_are_its_pairs_and_held_out_ones_are_not(tmp_path):
-    from pipelines.prefer import prefer_answers, read_pairs
+BODY = {"prompt": "Why?", "completion": "Because."}
+RELOADED = {"ids": [1], "stop_ids": [0]}
+HELD_OUT = {
+    "pairs": 1, "accuracy_before": 0.0, "accuracy_after": 1.0, "reward_accuracy": 1.0,
+    "reward_margin": 0.5,
+}  # fmt: skip
 
-    body = {"prompt": "Why?", "completion": "Because."}
-    train = [record(f"r{i}", **body, meta=meta(f"No idea {i}.")) for i in range(4)]
-    files = [record("file", text="x = 1\n"), record("alone", **body)]
-    held_out = [record("test", **body, meta=meta("Never seen."))]
-    run, store = finished_run(tmp_path, {"train": [*train, *files], "test": held_out})
 
-    pairs, dropped = read_pairs(run, store)
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A run with four pairs to train on and one that is held out; nothing is reloaded."""
+    train = [record(f"r{i}", **BODY, meta=meta(f"No idea {i}.")) for i in range(4)]
+    files = [record("file", text="x = 1\n"), record("alone", **BODY)]
+    held_out = [record("test", **BODY, meta=meta("Never seen."))]
+    monkeypatch.setattr(prefer, "reload_folder", lambda run, folder: RELOADED)
+    return finished_run(tmp_path, {"train": [*train, *files], "test": held_out})
+
+
+def test_a_runs_own_records_are_its_pairs_and_held_out_ones_are_not(finished):
+    run, store = finished
+    pairs, dropped = prefer.read_pairs(run, store)
     assert [pair.record_id for pair in pairs] == ["r0", "r1", "r2", "r3"]
     assert dropped == {"no_pair": 1, "too_long": 0}
+    assert [pair.record_id for pair in prefer.read_pairs(run, store, "test")[0]] == ["test"]
 
     pytest.importorskip("trl", reason="the extra trl is not installed")
-    result = prefer_answers(run, store, Preference(max_steps=2, gradient_accumulation_steps=1))
+    settings = Preference(max_steps=2, gradient_accumulation_steps=1, learning_rate=1e-2)
+    result = prefer.prefer_answers(run, store, settings)
 
-    assert (result["pairs"], result["max_steps"]) == (4, 2)
+    assert (result["pairs"], result["steps"], result["held_out"]["pairs"]) == (4, 2, 1)
     assert run.read("preferred.json") == json.loads(json.dumps(result))
     assert load_trained(run.path / "preferred").config.n_embd == 32
     assert (run.path / "preferred" / "adapter" / "adapter_model.safetensors").exists()
     assert not list(run.path.glob("preferred.tmp-*"))
+    steps = read_lines(run.path / "prefer.jsonl")
+    assert [line["step"] for line in steps if "rewards/margins" in line] == [1, 2]
+
+
+def fake_training(monkeypatch, held_out=HELD_OUT, fails=False):
+    """Train nothing: leave a model of one file; the list has the columns that were given."""
+    seen = []
+
+    def train(model, pairs, output, settings, dtype, *, held_out, log):
+        seen.append((pairs, held_out))
+        output.mkdir()
+        (output / "model.safetensors").write_text(f"beta {settings.beta}")
+        if fails:
+            raise TrainingError("stopped")
+        return {"loss": 0.5, "held_out": HELD_OUT if result is None else result}
+
+    result = held_out
+    monkeypatch.setattr(prefer, "train_preferences", train)
+    monkeypatch.setattr(prefer, "check_trl", lambda: None)
+    monkeypatch.setattr(prefer, "_prefer_separately", prefer.prefer_answers)
+    return seen
+
+
+def test_the_preferred_model_lies_beside_the_trained_one_and_is_made_once(finished, monkeypatch):
+    run, store = finished
+    seen = fake_training(monkeypatch)
+
+    first = prefer.prefer(run, store, Preference())
+    again = prefer.prefer(run, store, Preference())
+    other = prefer.prefer(run, store, Preference(beta=0.3))
+
+    assert len(seen) == 2
+    assert (first["accepted"], first["pairs"], first["reload"]) == (True, 4, RELOADED)
+    assert first == again
+    assert first["key"] != other["key"] == run.read("preferred.json")["key"]
+    assert (run.path / "preferred" / "model.safetensors").read_text() == "beta 0.3"
+    assert first["reason"] == (
+        "accepted: held-out preference accuracy 0.000 -> 1.000, the better answer gained in 100.0% "
+        "of 1 pairs"
+    )
+    found = find_run(run.path.parent, f"{run.name}/preferred")
+    assert (found.name, found.model) == (f"{run.name}/preferred", run.path / "preferred")
+    assert find_run(run.path.parent, str(run.path / "preferred")) == found
+    assert find_run(run.path.parent, run.name).model == run.model
+
+
+def test_a_stage_that_ends_early_leaves_what_was_there_before(finished, monkeypatch):
+    run, store = finished
+    with pytest.raises(StarloomError, match=f"run {run.name} has no preferred model: `starloom"):
+        find_run(run.path.parent, f"{run.name}/preferred")
+    fake_training(monkeypatch)
+    before = prefer.prefer(run, store, Preference())
+    fake_training(monkeypatch, fails=True)
+
+    with pytest.raises(TrainingError, match="stopped"):
+        prefer.prefer(run, store, Preference(beta=0.3))
+    (run.path / "preferred.tmp-1").mkdir()
+
+    assert run.read("preferred.json") == before
+    assert run.preferred().trained
+    (run.path / "preferred" / "model.safetensors").write_text("cut")
+    assert not run.preferred().trained
+
+
+def test_what_is_not_measured_or_got_worse_is_not_accepted(finished, monkeypatch):
+    run, store = finished
+    fake_training(monkeypatch, {**HELD_OUT, "reward_accuracy": 0.5})
+    assert prefer.prefer(run, store, Preference())["reason"].startswith("rejected: held-out")
+
+    result = prefer._decide(None)
+    assert (result["accepted"], "no pair is held out" in result["reason"]) == (False, True)
+
+
+def test_held_out_pairs_are_compared_by_what_each_answer_gained():
+    before, after = [(-4.0, -3.0), (-2.0, -5.0)], [(-3.0, -4.0), (-2.5, -4.0)]
+
+    assert compare_answers(before, after, 0.5) == {
+        "pairs": 2, "accuracy_before": 0.5, "accuracy_after": 1.0, "reward_accuracy": 0.5,
+        "reward_margin": (0.5 * 2 + 0.5 * -1.5) / 2,
+    }  # fmt: skip
+    assert compare_answers([], [], 0.5) is None
+
+
+def test_the_log_probability_is_that_of_the_answers_tokens_alone(tmp_path):
+    model = load_trained(write_base_model(tmp_path, "gpt_bigcode"))
+    pairs = {"prompt_ids": [[5, 6]], "chosen_ids": [[7, 8]], "rejected_ids": [[9]]}
+
+    [(chosen, rejected)] = answer_log_probs(model, pairs)
+
+    with torch.no_grad():
+        logits = model(torch.tensor([[5, 6, 7, 8]])).logits[0].log_softmax(-1)
+    assert chosen == pytest.approx(float(logits[1, 7] + logits[2, 8]), abs=1e-5)
+    assert rejected == pytest.approx(float(logits[1, 9]), abs=1e-5)
+
+
+def test_settings_come_from_the_recipe_and_changes_are_checked():
+    recipe = load_recipe("quickstart", overrides={"preference.beta": 0.2})
+
+    settings = prefer.preference_settings(recipe, {"adapter.r": 16})
+
+    assert (settings.beta, settings.adapter.r) == (0.2, 16)
+    assert prefer.preference_settings(load_recipe("quickstart")) == Preference()
+    with pytest.raises(RecipeError, match="preference: bta: unknown key, did you mean 'beta'?"):
+        prefer.preference_settings(recipe, {"bta": 1})
+    with pytest.raises(RecipeError, match="beta: .*greater than 0, got -1"):
+        prefer.preference_settings(recipe, {"beta": -1})
 
 
 def test_a_run_that_is_not_trained_prefers_nothing(tmp_path):
-    from pipelines.prefer import prefer_answers
-
     run, store = finished_run(tmp_path, {"train": [record("a", prompt="x", completion="y")]})
     (run.path / "training.json").unlink()
     with pytest.raises(TrainingError, match="is not trained to its end yet"):
-        prefer_answers(run, store, Preference())
+        prefer.prefer(run, store, Preference())
