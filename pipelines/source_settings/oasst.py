@@ -35,7 +35,9 @@ class OasstSource(EverySource):
     `mode` says which answers become dialogues: `all_paths`, the best of each turn (`top1`) or the
     `top_k` best (`topk`), by rank. An unranked answer counts only where it has no sibling.
     `keep_user_leaf` makes a row for every last turn that nobody answered, as in the data StarChat
-    was trained on; without it such turns are cut.
+    was trained on; without it such turns are cut. With `pairs` the `meta` of a dialogue has, for
+    each of its trained answers, those that were ranked below it, whatever `mode` keeps: for the
+    recipe's section `preference`.
 
     Left out with all that follows them: messages of a tree in none of `tree_states` (empty: any),
     deleted ones, those of models unless `allow_synthetic`, those that failed their review unless
@@ -52,6 +54,7 @@ class OasstSource(EverySource):
     mode: Literal["all_paths", "top1", "topk"] = "all_paths"
     top_k: Count | None = None
     keep_user_leaf: bool = False
+    pairs: bool = False
     tree_states: tuple[str, ...] = ("ready_for_export",)
     allow_synthetic: bool = False
     allow_failed_review: bool = False

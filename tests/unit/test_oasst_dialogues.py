@@ -100,6 +100,22 @@ def test_modes_follow_the_best_ranked_answers_and_an_only_answer_needs_no_rank(t
     assert less.dropped == {"cut_off": 1, "unranked": 2, "user_leaf": 2}
 
 
+def test_each_trained_answer_has_those_ranked_below_it_whatever_the_mode_keeps(tmp_path):
+    rows, _, _ = read(tmp_path / "1", [*TREE, message("e1", "p0", deleted=True, rank=9)])
+    assert not any("rejected" in json.loads(row["meta"]) for row in rows)
+
+    for mode in ({}, {"mode": "top1"}):
+        rows, _, _ = read(tmp_path / f"2{len(mode)}", TREE, pairs=True, **mode)
+        found = {
+            (json.loads(row["meta"])["message_ids"][each["turn"]], each["id"])
+            for row in rows
+            for each in json.loads(row["meta"]).get("rejected", ())
+        }
+        assert found == {("a1", "b1"), ("b3", "a3")}
+    worse = json.loads(rows[0]["meta"])["rejected"]
+    assert worse[0] == {"turn": 1, "id": "b1", "rank": 1, "text": "text of b1"}
+
+
 @pytest.mark.parametrize(
     ("fields", "reason", "allowed"),
     [

@@ -33,6 +33,7 @@ SETTINGS = {
     "mode",
     "top_k",
     "keep_user_leaf",
+    "pairs",
     "tree_states",
     "allow_synthetic",
     "allow_failed_review",

@@ -26,11 +26,15 @@ UNRANKED = 2**31
 
 @dataclass(slots=True)
 class Tree:
-    """One tree: `alive` are the messages that survive, `words` those of code in each."""
+    """One tree: `alive` are the messages that survive, `words` those of code in each.
+
+    `ranked` are all answers to a turn that no rule objects to, best first.
+    """
 
     root: str
     messages: dict[str, Message]
     replies: dict[str, list[str]] = field(default_factory=dict)
+    ranked: dict[str, list[str]] = field(default_factory=dict)
     alive: list[str] = field(default_factory=list)  # parents before their replies
     words: dict[str, set[str]] = field(default_factory=dict)
 
@@ -103,6 +107,7 @@ def prune(tree: Tree, params: Params, left: Left) -> None:
         expected = dict.fromkeys(below, "assistant" if role == "user" else "user")
         living = _survivors(tree, below, expected, params, left)
         if role == "user":
+            tree.ranked[current] = living
             living = _best(tree, living, len(below), params, left)
         tree.replies[current] = living
         todo.extend(reversed(living))
@@ -232,12 +237,31 @@ def _make_records(tree: Tree, paths: Sequence[Sequence[str]], params: Params) ->
             created=messages[-1]["created"],
             score=quality[0] if quality else None,
             messages=turns,
-            meta=canonical(_describe(tree, messages, params)),
+            meta=canonical(_describe(tree, messages, turns, params)),
         )
 
 
-def _describe(tree: Tree, messages: Sequence[Message], params: Params) -> dict[str, Any]:
+def _find_worse(
+    tree: Tree, messages: Sequence[Message], turns: Sequence[Row]
+) -> list[dict[str, Any]]:
+    """Return the answers ranked below each trained one, with the number of its turn."""
+    found = []
+    for number, (message, turn) in enumerate(zip(messages, turns, strict=True)):
+        if not turn["train"] or message["rank"] is None:
+            continue
+        for name in tree.ranked[message["parent"]]:
+            other = tree.messages[name]
+            if other["rank"] is not None and other["rank"] > message["rank"]:
+                about = {"turn": number, "id": name, "rank": other["rank"], "text": other["text"]}
+                found.append({**about, **({"author": other["author"]} if other["author"] else {})})
+    return found
+
+
+def _describe(
+    tree: Tree, messages: Sequence[Message], turns: Sequence[Row], params: Params
+) -> dict[str, Any]:
     """Return what the record's meta holds: where each turn comes from and what is known of it."""
+    worse = _find_worse(tree, messages, turns) if params["pairs"] else []
     models = sorted({message["model"] for message in messages if message["model"]})
     return {
         "tree_id": tree.id,
@@ -247,6 +271,7 @@ def _describe(tree: Tree, messages: Sequence[Message], params: Params) -> dict[s
         "langs": [message["lang"] for message in messages],
         "labels": summarize_labels(messages),
         "code": code_sign(tree.words[message["id"]] for message in messages),
+        **({"rejected": worse} if worse else {}),
         **({"models": models} if models else {}),
         **({"openai_outputs": True} if params["openai_outputs"] else {}),
     }
