@@ -102,9 +102,9 @@ class TiktokenEncoder:
         sys.path.append(str(next(PEERS.glob("lib/python3*/site-packages"))))
         import tiktoken
 
-        from pipelines.render.fast_encoder import _byte_characters
+        from pipelines.render.piece_cache import byte_characters
 
-        values = {character: byte for byte, character in enumerate(_byte_characters())}
+        values = {character: byte for byte, character in enumerate(byte_characters())}
         special = {t.content for t in tokenizer.get_added_tokens_decoder().values()}
         ranks = {
             bytes(values[c] for c in token): index

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from pipelines.render import fast_encoder
+from pipelines.render import fast_encoder, piece_cache
 from pipelines.render.encode import load_tokenizer
 from pipelines.render.fast_encoder import FastEncoder, find_problem
 from pipelines.render.text_encoder import BatchEncoder, choose_fast, join_texts, open_encoder
@@ -81,8 +81,10 @@ def test_ids_of_all_real_data_are_the_tokenizers(real_data, name, step):
 def test_ids_do_not_depend_on_chunks_or_on_what_is_cached(monkeypatch):
     texts = [*fuzzed_texts(500), *CORPUS, "", "caf\u00e9 " * 300, ""]
     monkeypatch.setattr(fast_encoder, "CHUNK", 64)
-    monkeypatch.setattr(fast_encoder, "MOST_PIECES", 50)
-    monkeypatch.setattr(fast_encoder, "MOST_OTHERS", 20)
+    monkeypatch.setattr(fast_encoder, "GROUP", 2000)
+    monkeypatch.setattr(piece_cache, "MOST_PIECES", 50)
+    monkeypatch.setattr(piece_cache, "MOST_OTHERS", 20)
+    monkeypatch.setattr(piece_cache, "FEW_PIECES", 8)
 
     encoder = FastEncoder(small_tokenizer())
 
@@ -91,7 +93,7 @@ def test_ids_do_not_depend_on_chunks_or_on_what_is_cached(monkeypatch):
 
 
 def test_pieces_that_meet_in_a_slot_of_the_table_are_told_apart(monkeypatch):
-    monkeypatch.setattr(fast_encoder, "MULTIPLIERS", (np.uint64(1), np.uint64(0)))
+    monkeypatch.setattr(piece_cache, "MULTIPLIERS", (np.uint64(1), np.uint64(0)))
 
     assert_same(small_tokenizer(), [CORPUS[0][:3000], *fuzzed_texts(40)])
 
