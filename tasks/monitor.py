@@ -8,13 +8,20 @@ declared dead by mistake.
 import contextvars
 import logging
 import threading
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self, cast
 from uuid import UUID
 
 import httpx
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import PrefectException
 from prefect.runtime import flow_run
 
@@ -22,16 +29,59 @@ logger = logging.getLogger(__name__)
 
 # Each update is an event on the server.
 EVERY_SECONDS = 5.0
+PICTURE_SECONDS = 15.0
 AWAY = (httpx.HTTPError, PrefectException)
 WORKING = frozenset({"SCHEDULED", "PENDING", "RUNNING", "PAUSED"})
 
 
-class Monitor:
-    """Publishes what `show` is told as the progress artifact `key`; `stopped` says when to end."""
+class Picture:
+    """A Markdown artifact that is made once and then updated in place, so the database stays small.
 
-    def __init__(self, key: str) -> None:
+    `draw` returns (Markdown, description), or None where there is nothing new to show.
+    """
+
+    def __init__(self, key: str, draw: Callable[[], tuple[str, str] | None]) -> None:
+        """Prepare; nothing is drawn yet."""
+        self.key = key
+        self._draw = draw
+        self._artifact: UUID | None = None
+        self._drawn = time.monotonic()
+
+    def publish(self) -> None:
+        """Draw and publish, at most every PICTURE_SECONDS; an absent server is only logged."""
+        if time.monotonic() - self._drawn < PICTURE_SECONDS:
+            return
+        self._drawn = time.monotonic()
+        try:
+            drawn = self._draw()
+        except Exception:  # whatever a picture lacks, the watch over the run goes on
+            logger.exception("%s not drawn", self.key)
+            return
+        if drawn is None:
+            return
+        text, description = drawn
+        try:
+            if self._artifact is None:
+                made = create_markdown_artifact(text, key=self.key, description=description)
+                self._artifact = cast(UUID, made)
+            else:
+                update = ArtifactUpdate(data=text, description=description)
+                with get_client(sync_client=True) as client:
+                    client.update_artifact(self._artifact, update)
+        except AWAY as error:
+            logger.warning("%s not published: %s", self.key, type(error).__name__)
+
+
+class Monitor:
+    """Publishes what `show` is told as the progress artifact `key`; `stopped` says when to end.
+
+    A `picture` is published beside it, less often.
+    """
+
+    def __init__(self, key: str, picture: Picture | None = None) -> None:
         """Prepare a monitor of the flow run around us."""
         self.key = key
+        self._picture = picture
         self._id = flow_run.get_id()
         self._latest: tuple[float, str] | None = None
         self._artifact: UUID | None = None
@@ -71,6 +121,8 @@ class Monitor:
         while not self._over.wait(EVERY_SECONDS):
             shown = self._publish(shown)
             self._read_state()
+            if self._picture is not None:
+                self._picture.publish()
         self._publish(shown)
 
     def _publish(self, shown: tuple[float, str] | None) -> tuple[float, str] | None:

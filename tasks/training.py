@@ -8,11 +8,13 @@ from prefect import State
 from prefect.states import Completed
 
 from pipelines.errors import Interrupted
+from pipelines.jsonlines import read_lines
 from pipelines.plan import open_store
 from pipelines.runs import Run
-from pipelines.training.launch import launch
+from pipelines.training.launch import METRICS, launch
+from pipelines.training.plots import show_live
 from pipelines.training.reload import check_saved, reload_summary
-from tasks.monitor import Monitor
+from tasks.monitor import Monitor, Picture
 from tasks.steps import Stopped, step
 
 logger = logging.getLogger("pipelines.training")
@@ -41,7 +43,7 @@ def launch_training(run: Run) -> State[dict[str, Any]]:
             logged = time.monotonic()
             logger.info("%s", text)
 
-    with Monitor("train-progress") as monitor:
+    with Monitor("train-progress", loss_picture(run)) as monitor:
         try:
             result = launch(run, open_store(), on_progress=on_progress, should_stop=monitor.stopped)
         except Interrupted as error:
@@ -58,6 +60,21 @@ def launch_training(run: Run) -> State[dict[str, Any]]:
 def reload_model(run: Run) -> State[None]:
     """Load a trained model in a fresh process and let it write; TrainingError where it cannot."""
     return Completed(message=reload_summary(check_saved(run)))
+
+
+def loss_picture(run: Run) -> Picture:
+    """Return the live loss curve of a run, drawn anew when metrics.jsonl has grown."""
+    drawn = 0
+
+    def draw() -> tuple[str, str] | None:
+        nonlocal drawn
+        metrics = read_lines(run.path / METRICS)
+        if len(metrics) == drawn:
+            return None
+        drawn = len(metrics)
+        return show_live(metrics, run.name)
+
+    return Picture("loss-curve", draw)
 
 
 def summary(result: dict[str, Any]) -> str:

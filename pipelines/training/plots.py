@@ -1,13 +1,38 @@
 """The picture of a run: training and validation loss over steps, readable at a glance."""
 
+import base64
+import io
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 WIDTH, HEIGHT, DPI = 1200, 700, 100
+LIVE_DPI = 60  # 720 x 420 pixels, about 20 kB
 SMOOTHING = 0.6
 
 
-def draw_loss(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
+def show_live(metrics: list[dict[str, Any]], name: str) -> tuple[str, str] | None:
+    """Return (Markdown with the picture so far, one line on it), None before the first loss."""
+    train = [line for line in metrics if "loss" in line]
+    if not train:
+        return None
+    last = train[-1]
+    buffer = io.BytesIO()
+    draw_loss(metrics, name, buffer, dpi=LIVE_DPI)
+    picture = base64.b64encode(buffer.getvalue()).decode()
+    held_out = [line["eval_loss"] for line in metrics if "eval_loss" in line]
+    validation = f", validation {held_out[-1]:.3f}" if held_out else ""
+    mfu = f", MFU {last['mfu']:.0%}" if last.get("mfu") else ""
+    speed = f"{last['tokens_per_second']:,.0f} tokens/s{mfu}"
+    step = f"step {last['step']} of {last['max_steps']}"
+    return (
+        f"![training and validation loss](data:image/png;base64,{picture})",
+        f"{step}: training loss {last['loss']:.3f}{validation}, {speed}, {name}",
+    )
+
+
+def draw_loss(
+    metrics: list[dict[str, Any]], title: str, path: Path | IO[bytes], *, dpi: int = DPI
+) -> None:
     """Draw loss.png (1200 x 700 pixels) from the lines of metrics.jsonl."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -42,7 +67,7 @@ def draw_loss(metrics: list[dict[str, Any]], title: str, path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if metrics:
         axes.legend(fontsize=14, frameon=False)
-    figure.savefig(path, format="png")
+    figure.savefig(path, format="png", dpi=dpi)
 
 
 def smooth(values: list[float]) -> list[float]:

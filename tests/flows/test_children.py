@@ -1,5 +1,6 @@
 """Handing a step over: joined in flight, resubmitted after a crash, cancelled with its parent."""
 
+import json
 import logging
 import threading
 import time
@@ -15,8 +16,9 @@ from pipelines.errors import StarloomError, TrainingError
 from pipelines.runs import Run
 from tasks import children, monitor
 from tasks.children import hand_over, submit
-from tasks.monitor import Monitor
+from tasks.monitor import Monitor, Picture
 from tasks.steps import Stopped, explained
+from tasks.training import loss_picture
 
 pytestmark = pytest.mark.flow
 
@@ -166,6 +168,48 @@ def test_the_monitor_publishes_progress_and_notices_a_cancellation(client, monke
     assert (artifact["key"], artifact["data"], artifact["description"]) == (
         "train-progress", 50.0, "step 5",
     )  # fmt: skip
+
+
+def test_the_loss_curve_is_drawn_while_training_and_updated_in_place(client, monkeypatch, run):
+    monkeypatch.setattr(monitor, "EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(monitor, "PICTURE_SECONDS", 0.1)
+    metrics = run.path / "metrics.jsonl"
+    line = {"step": 1, "max_steps": 8, "loss": 4.5, "tokens_per_second": 900.0, "mfu": 0.5}
+
+    def read(own, description):
+        body = {"artifacts": {"flow_run_id": {"any_": [str(own)]}}}
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            found = client.request("POST", "/artifacts/filter", json=body).json()
+            if found and found[0]["description"].startswith(description):
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"{description!r} was not published")
+
+    @flow
+    def work():
+        own = flow_run.get_id()
+        with Monitor("train-progress", loss_picture(run)):
+            metrics.write_text('{"step": 0, "eval_loss": 5.0}\n' + json.dumps(line) + "\n")
+            first = read(own, "step 1 of 8: training loss 4.500, validation 5.000, 900 tokens/s")
+            with metrics.open("a") as file:
+                file.write(json.dumps(line | {"step": 2}) + "\n")
+            return first, read(own, "step 2 of 8")
+
+    (first,), (second,) = work()
+
+    assert (first["key"], first["id"]) == ("loss-curve", second["id"])
+    assert first["data"].startswith("![training and validation loss](data:image/png;base64,iVBOR")
+    assert second["data"] != first["data"]
+    assert second["description"].endswith(f"MFU 50%, {run.name}")
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_the_watch_alone(monkeypatch, caplog):
+    monkeypatch.setattr(monitor, "PICTURE_SECONDS", 0.0)
+
+    Picture("loss-curve", lambda: 1 / 0).publish()
+
+    assert "loss-curve not drawn" in caplog.text
 
 
 def test_a_server_that_is_away_neither_stops_nor_delays_the_step(monkeypatch, caplog):
