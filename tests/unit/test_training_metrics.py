@@ -4,18 +4,26 @@ import json
 import os
 import signal
 import struct
+import time
+from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from pipelines.errors import TrainingError
+from pipelines.errors import DiskFull, TrainingError
 from pipelines.jsonlines import read_lines
+from pipelines.training import callbacks
 from pipelines.training.callbacks import (
+    Local,
     Meter,
     StepAgreement,
     sum_over_ranks,
 )
+from pipelines.training.collate import Collator, PackedRow
+from pipelines.training.flops import Flops, Speed
 from pipelines.training.loss import validation_rows
 from pipelines.training.plots import draw_loss, smooth
 from pipelines.training.progress import StepCounts
@@ -180,3 +188,68 @@ def test_the_smooth_curve_starts_at_the_first_value_and_stays_within_the_range()
     values = [5.0, 1.0, 4.0, 2.0]
     assert smooth(values)[0] == pytest.approx(5.0)
     assert all(min(values) <= value <= max(values) for value in smooth(values))
+
+
+def test_a_line_says_how_much_was_padding_waiting_and_utilised(tmp_path):
+    flops = Flops(per_token=100, per_pair=2, recomputed_per_token=50)
+    meter = Meter(tmp_path / "metrics.jsonl", 1, Speed(flops, 1e6))
+    counts = StepCounts(60, 1.0, 7, positions=80, pairs=900, wait=0.0, peak_gpu_memory=5)
+    meter.finish_step(counts)
+    meter.progress.window_seconds, meter.progress.window_wait = 0.5, 0.125
+
+    line = meter.trained(1, 1, {"loss": 2.0, "grad_norm": 1.0, "learning_rate": 0.1})
+
+    assert line == read_lines(meter.path)[0]
+    assert {key: line[key] for key in ("padding_share", "data_wait_share", "mfu", "hfu")} == {
+        "padding_share": 0.25, "data_wait_share": 0.25, "mfu": 0.0156, "hfu": 0.0216,
+    }  # fmt: skip
+    assert line["tokens_per_second"] == 120.0
+    assert (line["peak_rss"], line["peak_gpu_memory"]) == (7, 5)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_real_tokens_and_attended_pairs_are_counted_from_any_batch(flat):
+    rows = [PackedRow(*(np.array(x) for x in row)) for row in (
+        ([5, 6, 7, 8, 9], [5, 6, 7, 8, 9], [3, 2]), ([5, 6], [5, 6], [2]),
+    )]  # fmt: skip
+    meter = Meter(None, 1)
+
+    meter.count([Collator(0, flat=flat)(rows), Collator(0, flat=flat)(rows[1:])], 0)
+    meter.count([], 0)
+
+    pairs = (3 * 4 + 2 * 3 + 2 * 3) // 2 + 3
+    assert asdict(meter.take_local()) == {
+        "tokens": 9, "positions": 9 if flat else 12, "pairs": pairs, "wait": 0.0,
+    }  # fmt: skip
+    assert asdict(meter.local) == asdict(Local())
+
+
+def test_waiting_is_the_time_until_batches_are_there():
+    meter = Meter(None, 1)
+
+    def slow():
+        for number in range(2):
+            time.sleep(0.03)
+            yield number
+
+    assert list(meter.timed(slow())) == [0, 1]
+    assert 0.06 <= meter.take_local().wait < 5
+
+
+def test_metrics_on_a_full_disk_end_training_with_one_line_and_keep_the_checkpoint():
+    meter = Meter(Path("/dev/full"), 1)
+
+    with pytest.raises(DiskFull, match="/dev/full: no space left .* checkpoint is kept"):
+        meter.evaluated(0, 5.0, 7)
+
+
+def test_every_rank_learns_the_same_counts(monkeypatch):
+    meter = Meter(None, 1)
+    agreement = StepAgreement(meter, torch.device("cpu"))
+    ranks = [
+        [0.0, 10, 12, 50, 0.5, 2.0, 100, 7, 30.0],
+        [1.0, 20, 24, 60, 0.3, 3.0, 200, 9, 10.0],
+    ]
+    monkeypatch.setattr(callbacks, "gather_over_ranks", lambda *_: ranks)
+
+    assert agreement._exchange() == (1.0, StepCounts(30, 5.0, 300, 36, 110, 0.4, 9), 30.0)
