@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.manifest import Cost, Counts, Manifest, Shard, content_digest, sha256_file
-from pipelines.render.encode import EXAMPLE_SCHEMA, WRITE_OPTIONS
+from pipelines.render.arrow_files import open_writer
+from pipelines.render.encode import EXAMPLE_SCHEMA
 from pipelines.render.pack import (
     gather_examples,
     order_rows,
@@ -36,15 +36,17 @@ def cpu_seconds() -> float:
 
 def write_examples(path: Path, lengths: list[int]) -> None:
     generator = np.random.default_rng(0)
-    with pq.ParquetWriter(path, EXAMPLE_SCHEMA, **WRITE_OPTIONS) as writer:
+    with open_writer(path, EXAMPLE_SCHEMA) as writer:
         for first in range(0, len(lengths), 10_000):
             part = lengths[first : first + 10_000]
             offsets = pa.array(np.concatenate([[0], np.cumsum(part)]), pa.int32())
-            ids = pa.array(generator.integers(0, 49_152, sum(part), dtype=np.int32))
-            lists = pa.ListArray.from_arrays(offsets, ids)
+            ids = generator.integers(0, 49_152, sum(part), dtype=np.uint16)
             names = pa.array([f"source:{first + i}" for i in range(len(part))])
             constants = [pa.array([value] * len(part)) for value in ("source", "none")]
-            columns = [names, *constants, lists, lists]
+            lists = [
+                pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, ids % 3 > 0)
+            ]
+            columns = [names, *constants, *lists]
             writer.write_table(pa.Table.from_arrays(columns, schema=EXAMPLE_SCHEMA))
 
 
@@ -70,10 +72,10 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_examples(folder / "examples.parquet", lengths)
+        write_examples(folder / "examples.arrow", lengths)
         floor = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         times = {"start": (cpu_seconds(), time.monotonic())}
-        examples = gather_examples([folder / "examples.parquet"], folder, "train")
+        examples = gather_examples([folder / "examples.arrow"], folder, "train")
         times["gather tokens"] = (cpu_seconds(), time.monotonic())
         plan = plan_rows(examples.lengths.tolist(), BLOCK)
         times["plan rows (best-fit decreasing)"] = (cpu_seconds(), time.monotonic())

@@ -7,16 +7,15 @@ where a piece is trained and are IGNORE_INDEX elsewhere.
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Work
@@ -25,6 +24,7 @@ from pipelines.fim_settings import Fim
 from pipelines.manifest import Counts
 from pipelines.recipe import Recipe
 from pipelines.records import Row
+from pipelines.render.arrow_files import open_writer, read_batches
 from pipelines.render.drops import Drops
 from pipelines.render.fim import is_permuted
 from pipelines.render.piece_columns import Tokens, control_names, encode_column
@@ -42,28 +42,21 @@ from pipelines.render.truncation import choose_windows, count_turns, window_piec
 
 DEPENDS = ("tokenizers", "pyarrow")
 
-CHARACTERS_PER_BATCH = 1_000_000
+# The largest vocabulary whose ids fit in uint16.
+UINT16_IDS = 65_536
 
 EXAMPLE_SCHEMA = pa.schema(
     [
         pa.field("record_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("fim", pa.string(), nullable=False),
-        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("labels", pa.list_(pa.int32()), nullable=False),
+        pa.field("input_ids", pa.list_(pa.uint16()), nullable=False),
+        # Which tokens are labels, too.
+        pa.field("trained", pa.list_(pa.bool_()), nullable=False),
     ]
 )
+WIDE_SCHEMA = EXAMPLE_SCHEMA.set(3, pa.field("input_ids", pa.list_(pa.int32()), nullable=False))
 
-# No dictionary of values that hardly repeat; ids, byte by byte, shrink as well as with zstd.
-WRITE_OPTIONS: dict[str, Any] = {
-    "compression": "lz4",
-    "use_dictionary": ["source", "fim"],
-    "use_byte_stream_split": ["input_ids.list.element", "labels.list.element"],
-    "write_page_checksum": True,
-}
-ROWS_PER_BATCH = 512
-
-T = TypeVar("T")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _threads = threading.local()
@@ -89,6 +82,12 @@ class _Shard:
     drops: Drops = field(default_factory=Drops)
     sources: dict[str, Counter[str]] = field(default_factory=dict)
     shortened: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Return the schema of its examples."""
+        wide = self.tokenizer.get_vocab_size(with_added_tokens=True) > UINT16_IDS
+        return WIDE_SCHEMA if wide else EXAMPLE_SCHEMA
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -155,20 +154,6 @@ def encode_prompt(tokenizer: Tokenizer, pieces: Sequence[Piece]) -> list[int]:
     return encode_pieces(tokenizer, pieces).input_ids
 
 
-def in_batches(rows: Iterable[T], characters: Callable[[T], int]) -> Iterator[list[T]]:
-    """Yield lists of rows of about CHARACTERS_PER_BATCH, which bounds the memory of encoding."""
-    batch: list[T] = []
-    size = 0
-    for row in rows:
-        batch.append(row)
-        size += characters(row)
-        if size >= CHARACTERS_PER_BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def params(recipe: Recipe) -> dict[str, Any]:
     """Return what the token ids depend on beyond the pieces and the tokenizer."""
     settings, fim = recipe.tokenization, recipe.fim
@@ -200,11 +185,8 @@ def encode_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
     settings = Fim(**params["token_fim"]) if params["token_fim"] else None
     rules = choose_token_rules(tokenizer, settings) if settings else None
     shard = _Shard(params, tokenizer, encoder, rules)
-    with (
-        pq.ParquetFile(inputs[0], page_checksum_verification=True) as file,
-        pq.ParquetWriter(output, EXAMPLE_SCHEMA, **WRITE_OPTIONS) as writer,
-    ):
-        for batch in file.iter_batches(batch_size=ROWS_PER_BATCH):
+    with open_writer(output, shard.schema) as writer:
+        for batch in read_batches(inputs[0]):
             writer.write_table(_encode_batch(batch, shard))
     return Outcome(
         counts=replace(shard.counts, dropped=dict(shard.drops.counts)),
@@ -260,10 +242,9 @@ def prove_fast(folder: Path, texts: Iterable[str]) -> bool:
 def _sample(paths: Sequence[Path]) -> Iterator[str]:
     """Yield texts of at most SAMPLED_SHARDS shards, a few rows of each."""
     for path in paths[:: max(1, len(paths) // SAMPLED_SHARDS)]:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            batch = next(file.iter_batches(batch_size=SAMPLED_ROWS, columns=["pieces"]), None)
-        for row in batch["pieces"].to_pylist() if batch else ():
-            yield from (piece["text"] for piece in row if piece["text"])
+        for batch in islice(read_batches(path), 1):
+            for row in batch["pieces"].slice(0, SAMPLED_ROWS).to_pylist():
+                yield from (piece["text"] for piece in row if piece["text"])
 
 
 def _encode_batch(batch: pa.RecordBatch, shard: _Shard) -> pa.Table:
@@ -284,9 +265,10 @@ def _encode_batch(batch: pa.RecordBatch, shard: _Shard) -> pa.Table:
         short += [(number, example) for example in made]
     _count_batch(batch, tokens, kept, shard.sources)
     columns = [batch[name].filter(pa.array(kept)) for name in EXAMPLE_SCHEMA.names[:3]]
-    table = pa.Table.from_arrays([*columns, *tokens.take(kept)], schema=EXAMPLE_SCHEMA)
+    lists = tokens.take(kept, shard.schema.field("input_ids").type.value_type)
+    table = pa.Table.from_arrays([*columns, *lists], schema=shard.schema)
     if short:
-        rows = pa.Table.from_pylist([row for _, row in short], schema=EXAMPLE_SCHEMA)
+        rows = pa.Table.from_pylist([row for _, row in short], schema=shard.schema)
         places = [*np.flatnonzero(kept).tolist(), *(number for number, _ in short)]
         table = pa.concat_tables([table, rows]).take(np.argsort(places, kind="stable"))
     used = int(kept.sum()) + len({number for number, _ in short})
@@ -309,7 +291,14 @@ def _make_fit(row: Row, length: int, shard: _Shard) -> list[Row]:
     for pair in made:
         _count(shard.sources.setdefault(row["source"], Counter()), *pair)
     names = EXAMPLE_SCHEMA.names[:3]
-    return [{**{name: row[name] for name in names}, **pair[1]._asdict()} for pair in made]
+    return [
+        {
+            **{name: row[name] for name in names},
+            "input_ids": example.input_ids,
+            "trained": [label != IGNORE_INDEX for label in example.labels],
+        }
+        for _, example in made
+    ]
 
 
 def _count_batch(

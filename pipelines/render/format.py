@@ -11,7 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Work
@@ -20,13 +22,16 @@ from pipelines.fim_settings import Fim
 from pipelines.manifest import Counts
 from pipelines.recipe import Recipe
 from pipelines.records import Row, read_rows
+from pipelines.render.arrow_files import open_writer
 from pipelines.render.code_rows import CodeFormatter, make_row
 from pipelines.render.drops import Drops
-from pipelines.render.encode import in_batches, open_tokenizer, prove_fast
+from pipelines.render.encode import open_tokenizer, prove_fast
 from pipelines.render.fim import is_permuted
 from pipelines.render.fragments import Splitter
+from pipelines.render.pair_columns import find_pairs, render_pairs
 from pipelines.render.piece_columns import piece_column
 from pipelines.render.pieces import PIECE
+from pipelines.render.prompt_templates import PromptTemplate
 from pipelines.render.sentinels import STARCODER, find_sentinels
 from pipelines.render.splits import TRAIN, list_extra_splits
 from pipelines.render.templates import Template, Unrenderable, get_template
@@ -35,12 +40,8 @@ from pipelines.template_settings import Template as Settings
 
 DEPENDS = ("tokenizers", "pyarrow")
 
-# No dictionary of texts, which hardly repeat.
-WRITE_OPTIONS: dict[str, Any] = {
-    "compression": "lz4",
-    "use_dictionary": ["source", "fim", "pieces.list.element.control"],
-    "write_page_checksum": True,
-}
+# Uncompressed bytes of the records that are rendered at once.
+BATCH_BYTES = 2_000_000
 COLUMNS = ("id", "source", "meta", "messages", "prompt", "completion", "text")
 
 FORMAT_SCHEMA = pa.schema(
@@ -106,18 +107,22 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
         splits[shard.split].append((shard.file, path))
     made: list[ShardReport] = []
     for split in sorted(splits, key=lambda name: name != TRAIN):
-        jobs = [Job(file, (path,), split) for file, path in splits[split]]
+        jobs = [Job(_arrow(file), (path,), split) for file, path in splits[split]]
         made += work.map(format_shard, jobs, arguments if split == TRAIN else held_out)
     extra: list[ShardReport] = []
     for split, origin, changes in list_extra_splits(recipe.fim):
         jobs = [
-            Job(f"{split}{file.removeprefix(origin)}", (path,), split)
+            Job(_arrow(f"{split}{file.removeprefix(origin)}"), (path,), split)
             for file, path in splits.get(origin, ())
         ]
         given = arguments if origin == TRAIN else held_out
         extra += work.map(format_shard, jobs, {**given, **changes})
     counts = sum((report.counts for report in made), Counts())
     return Built((*made, *extra), _report((*made, *extra), counts), counts)
+
+
+def _arrow(file: str) -> str:
+    return f"{file.removesuffix('.parquet')}.arrow"
 
 
 def _sample_code(paths: Sequence[Path]) -> Iterator[str]:
@@ -147,14 +152,12 @@ def format_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
         cuts_turns=params["truncation"] != "drop",
     )
     counts = Counts()
-    with pq.ParquetWriter(output, FORMAT_SCHEMA, **WRITE_OPTIONS) as writer:
-        for batch in in_batches(read_rows(inputs[0], list(COLUMNS)), _characters):
-            records = [r for r in batch if r["text"] is not None] if params["twin"] else batch
-            groups = _format_records(records, shard)
-            rows = [row for group in groups for row in group]
-            writer.write_table(_table(rows))
-            used = sum(bool(group) for group in groups)
-            counts += Counts(rows_in=len(records), rows_out=len(rows), used=used)
+    with open_writer(output, FORMAT_SCHEMA, compression="lz4") as writer:
+        for batch in _read_batches(inputs[0]):
+            table, used = _format_batch(batch, shard)
+            writer.write_table(table)
+            rows_in = len(batch) - (batch["text"].null_count if params["twin"] else 0)
+            counts += Counts(rows_in=rows_in, rows_out=table.num_rows, used=used)
     counts += Counts(dropped=dict(shard.drops.counts))
     extra = {
         "records": counts.rows_in,
@@ -164,9 +167,61 @@ def format_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
     return Outcome(counts, rejects=tuple(shard.drops.samples), extra=extra)
 
 
-def _characters(record: Row) -> int:
-    turns = (turn["content"] for turn in record["messages"] or ())
-    return sum(len(text or "") for text in (record["text"], record["completion"], *turns))
+def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the records of a Parquet shard, about BATCH_BYTES at a time."""
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        meta = file.metadata
+        size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+        number = max(1, BATCH_BYTES * meta.num_rows // max(1, size))
+        yield from file.iter_batches(batch_size=number, columns=list(COLUMNS))
+
+
+def _format_batch(batch: pa.RecordBatch, shard: _Shard) -> tuple[pa.Table, int]:
+    """Return the rows of a batch of records, and how many of these have any."""
+    pairs = find_pairs(batch, shard.template)
+    left = pc.invert(pairs)
+    if shard.params["twin"]:
+        pairs, left = pa.nulls(len(batch), pa.bool_()), batch["text"].is_valid()
+    chosen = batch.filter(pairs)
+    groups = _format_records(batch.filter(left).to_pylist(), shard)
+    used = len(chosen) + sum(bool(group) for group in groups)
+    parts = []
+    if len(chosen):
+        parts.append(_pair_table(chosen, shard))
+    if len(groups):
+        parts.append(_table([row for group in groups for row in group]))
+    if len(parts) < 2:
+        return (parts[0] if parts else FORMAT_SCHEMA.empty_table()), used
+    sizes = [len(group) for group in groups]
+    places = np.concatenate(
+        [
+            np.flatnonzero(pairs.to_numpy(False)),
+            np.repeat(np.flatnonzero(left.to_numpy(False)), sizes),
+        ]
+    )
+    return pa.concat_tables(parts).take(np.argsort(places, kind="stable")), used
+
+
+def _pair_table(batch: pa.RecordBatch, shard: _Shard) -> pa.Table:
+    """Return the rows of prompts with their completions, one each."""
+    assert isinstance(shard.template, PromptTemplate)
+    number = len(batch)
+    pieces = render_pairs(batch["prompt"], batch["completion"], shard.template)
+    parts = pa.nulls(number, pa.list_(pa.int32()))
+    if shard.cuts_turns:
+        sizes = np.stack([np.zeros(number, np.int32), pieces.value_lengths().to_numpy()], 1)
+        ends = pa.array(np.arange(number + 1, dtype=np.int32) * 2)
+        parts = pa.ListArray.from_arrays(ends, pa.array(sizes.ravel()))
+    columns = {
+        "record_id": batch["id"],
+        "source": batch["source"],
+        "part": pa.array(np.zeros(number, np.int32)),
+        "fim": pa.array(["none"] * number),
+        "pieces": pieces,
+        "parts": parts,
+        "cuts": pa.nulls(number, pa.list_(pa.float64())),
+    }
+    return pa.Table.from_arrays(list(columns.values()), schema=FORMAT_SCHEMA)
 
 
 def _format_records(records: Sequence[Row], shard: _Shard) -> list[list[Row]]:

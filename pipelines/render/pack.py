@@ -2,7 +2,7 @@
 
 Invariant: every example is in exactly one row, whole, with its length beside it, so that unpacking
 gives the examples back and attention can be kept within each. Best-fit decreasing over the whole
-split; no padding is stored. Tokens are gathered through memory maps, a shard in memory at a time.
+split; no padding is stored. Tokens are gathered through a memory map, a shard in memory at a time.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Wo
 from pipelines.errors import TemplateError
 from pipelines.manifest import Counts
 from pipelines.recipe import Recipe
-from pipelines.render.encode import load_tokenizer
+from pipelines.render.arrow_files import open_writer, read_batches
+from pipelines.render.encode import UINT16_IDS, open_tokenizer
 from pipelines.render.pieces import IGNORE_INDEX
 from pipelines.render.reports import audit_mask, choose_audited, report_tokens
 from pipelines.render.splits import SPLITS, TRAIN, is_extra, origin_of
@@ -28,8 +29,8 @@ DEPENDS = ("pyarrow", "numpy")
 
 # The mask audit chooses from as many examples.
 AUDITED_FROM = 50_000
-# The largest vocabulary whose ids fit in uint16.
-UINT16_IDS = 65_536
+# Tokens gathered at once, so that the arrays stay in the processor's cache.
+GATHERED = 1 << 17
 
 NAMES_SCHEMA = pa.schema(
     [pa.field(name, pa.string(), nullable=False) for name in ("record_id", "source", "fim")]
@@ -47,20 +48,19 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Examples(NamedTuple):
-    """The examples of a split: their columns in memory, their tokens in two files.
+    """The examples of a split: their columns in memory, their tokens in a file.
 
-    `names` has the columns record_id, source and fim; `input_ids` holds int32, `trained` a byte for
-    each token, as labels are ids or IGNORE_INDEX.
+    `names` has the columns record_id, source and fim; the file holds int32, id of a trained token
+    and ~id of another.
     """
 
     names: pa.Table
     lengths: Array
-    input_ids: Path
-    trained: Path
+    tokens: Path
 
     @property
     def starts(self) -> Array:
-        """Return where each example begins in the token files, int64."""
+        """Return where each example begins in the file, int64."""
         found: Array = np.cumsum(self.lengths, dtype=np.int64) - self.lengths
         return found
 
@@ -78,7 +78,7 @@ def params(recipe: Recipe) -> dict[str, Any]:
 def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     """Pack every split; TemplateError where no example is left to train on."""
     settings = params(recipe)
-    tokenizer = load_tokenizer(inputs["tokenizer"].folder)
+    tokenizer, _ = open_tokenizer(inputs["tokenizer"].folder, fast=False)
     vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
     shards: list[ShardReport] = []
     rows: dict[str, int] = {}
@@ -94,8 +94,7 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
         shards += work.map(pack_shard, jobs, given)
         if split == TRAIN:
             audit = _audit(tokenizer, examples)
-        examples.input_ids.unlink()
-        examples.trained.unlink()
+        examples.tokens.unlink()
     dropped = inputs["tokenize"].report["dropped"]
     if not rows["train"]:
         raise TemplateError(
@@ -205,42 +204,41 @@ def cut_stream(order: Sequence[int], examples: Examples, block_size: int) -> Seg
 def gather_examples(paths: Sequence[Path], folder: Path, split: str) -> Examples:
     """Copy the tokens of the split's Parquet shards to files that can be read at any place."""
     names, lengths = [NAMES_SCHEMA.empty_table()], [np.empty(0, np.int32)]
-    ids_path, trained_path = folder / f".{split}.input_ids", folder / f".{split}.trained"
-    with ids_path.open("wb") as ids, trained_path.open("wb") as trained:
-        for path in paths:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                for batch in file.iter_batches(batch_size=1024):
-                    columns = [batch[name] for name in NAMES_SCHEMA.names]
-                    names.append(pa.Table.from_arrays(columns, schema=NAMES_SCHEMA))
-                    lengths.append(batch["input_ids"].value_lengths().to_numpy())
-                    ids.write(batch["input_ids"].flatten().to_numpy())
-                    labels = batch["labels"].flatten().to_numpy()
-                    trained.write((labels != IGNORE_INDEX).view(np.uint8))
+    tokens = folder / f".{split}.tokens"
+    with tokens.open("wb") as file:
+        for batch in (batch for path in paths for batch in read_batches(path)):
+            columns = [batch[name] for name in NAMES_SCHEMA.names]
+            names.append(pa.Table.from_arrays(columns, schema=NAMES_SCHEMA))
+            lengths.append(batch["input_ids"].value_lengths().to_numpy())
+            ids = batch["input_ids"].flatten().to_numpy().astype(np.int32)
+            trained = batch["trained"].flatten().to_numpy(zero_copy_only=False)
+            # ~id is id ^ -1.
+            file.write(ids ^ (trained.view(np.int8) - np.int8(1)))
     table = pa.concat_tables(names).combine_chunks()
-    return Examples(table, np.concatenate(lengths), ids_path, trained_path)
+    return Examples(table, np.concatenate(lengths), tokens)
 
 
-def map_tokens(path: Path, kind: type[np.generic] = np.int32) -> Array:
-    """Return a file of tokens, or of what is said of them, as an array read when it is used."""
+def map_tokens(path: Path) -> Array:
+    """Return a file of tokens as an array that is read when it is used."""
     if path.stat().st_size == 0:
-        return np.empty(0, dtype=kind)
+        return np.empty(0, np.int32)
     # A plain array: slicing a memmap object costs more than the copy of an example.
-    return np.asarray(np.memmap(path, dtype=kind, mode="r"))
+    return np.asarray(np.memmap(path, np.int32, mode="r"))
 
 
 def pack_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
-    """Write one Arrow stream of packed rows; the inputs are its plan and the two token files."""
+    """Write one Arrow stream of packed rows; the inputs are its plan and the file of tokens."""
     plan = pq.read_table(inputs[0], schema=PLAN_SCHEMA).combine_chunks()
     lengths = plan["lengths"].combine_chunks()
     starts = plan["starts"].combine_chunks().flatten().to_numpy()
     sizes = lengths.flatten().to_numpy()
     offsets = np.concatenate([[0], np.cumsum(sizes)])[lengths.offsets.to_numpy()]
-    input_ids = _collect(map_tokens(inputs[1]), starts, sizes)
-    trained = _collect(map_tokens(inputs[2], np.bool_), starts, sizes)
-    labels = np.where(trained, input_ids, np.int32(IGNORE_INDEX))
+    input_ids = np.empty(int(sizes.sum()), np.int32 if params["wide_ids"] else np.uint16)
+    labels = np.empty(len(input_ids), np.int32)
+    num_trained = _collect(map_tokens(inputs[1]), starts, sizes, input_ids, labels)
     columns = [
         pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
-        for values in (input_ids.astype(np.int32 if params["wide_ids"] else np.uint16), labels)
+        for values in (input_ids, labels)
     ]
     if params["mixing"]:  # to attention each row is one document
         ends = np.arange(len(lengths) + 1, dtype=np.int32)
@@ -249,10 +247,10 @@ def pack_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
         [*columns, lengths, plan["record_ids"].combine_chunks()],
         names=["input_ids", "labels", "lengths", "record_ids"],
     )
-    with pa.OSFile(str(output), "wb") as sink, pa.ipc.new_stream(sink, batch.schema) as writer:
+    with open_writer(output, batch.schema) as writer:
         writer.write_batch(batch)
     counts = Counts(rows_in=len(sizes), rows_out=batch.num_rows, used=len(sizes))
-    return Outcome(counts, tokens=int(sizes.sum()), trained_tokens=int(trained.sum()))
+    return Outcome(counts, tokens=len(input_ids), trained_tokens=num_trained)
 
 
 def unpack(row: Mapping[str, Any]) -> list[tuple[str, list[int], list[int]]]:
@@ -265,26 +263,36 @@ def unpack(row: Mapping[str, Any]) -> list[tuple[str, list[int], list[int]]]:
     return found
 
 
-def _collect(tokens: Array, starts: Array, sizes: Array) -> Array:
-    """Return stretches of the tokens one after the other."""
-    values = np.empty(int(sizes.sum()), dtype=tokens.dtype)
-    at = 0
-    for start, size in zip(starts.tolist(), sizes.tolist(), strict=True):
-        values[at : at + size] = tokens[start : start + size]
-        at += size
-    return values
+def _collect(tokens: Array, starts: Array, sizes: Array, input_ids: Array, labels: Array) -> int:
+    """Fill ids and labels with stretches of tokens one after the other; return what is trained."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    # What is added to a place in the row to get the place in the file.
+    shifts = starts - (ends - sizes)
+    first = done = num_trained = 0
+    while first < len(sizes):
+        last = max(first + 1, int(np.searchsorted(ends, done + GATHERED, side="right")))
+        stop = int(ends[last - 1])
+        places = np.repeat(shifts[first:last], sizes[first:last])
+        places += np.arange(done, stop)
+        found = tokens.take(places)
+        trained = found >= 0
+        input_ids[done:stop] = found ^ (found >> 31)
+        labels[done:stop] = np.where(trained, found, IGNORE_INDEX)
+        num_trained += int(np.count_nonzero(trained))
+        first, done = last, stop
+    return num_trained
 
 
 def _audit(tokenizer: Tokenizer, examples: Examples) -> list[dict[str, Any]]:
-    input_ids, trained = map_tokens(examples.input_ids), map_tokens(examples.trained, np.bool_)
+    tokens = map_tokens(examples.tokens)
     first = examples.names.slice(0, AUDITED_FROM)
     lengths, starts = examples.lengths[:AUDITED_FROM].tolist(), examples.starts
     record_ids, sources, orders = (first[name].to_pylist() for name in NAMES_SCHEMA.names)
     found = []
     for i in choose_audited(record_ids, sources, orders, lengths):
-        span = slice(int(starts[i]), int(starts[i]) + lengths[i])
-        mask = np.where(trained[span], 0, IGNORE_INDEX).tolist()
-        found.append(audit_mask(tokenizer, record_ids[i], input_ids[span].tolist(), mask))
+        span = tokens[int(starts[i]) : int(starts[i]) + lengths[i]]
+        mask = np.where(span >= 0, 0, IGNORE_INDEX).tolist()
+        found.append(audit_mask(tokenizer, record_ids[i], (span ^ (span >> 31)).tolist(), mask))
     return found
 
 
@@ -305,6 +313,4 @@ def write_plans(
         ]
         path = folder / f".{split}-{number:05d}.plan"
         pq.write_table(pa.Table.from_arrays(columns, schema=PLAN_SCHEMA), path)
-        yield Job(
-            f"{split}-{number:05d}.arrow", (path, examples.input_ids, examples.trained), split
-        )
+        yield Job(f"{split}-{number:05d}.arrow", (path, examples.tokens), split)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.render.pieces import IGNORE_INDEX, PIECE, Piece
+from pipelines.render.pieces import PIECE, Piece
 from pipelines.render.text_encoder import TextEncoder
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -17,25 +17,19 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of some rows: ids and labels of all, one row after the other, int32.
+    """The tokens of some rows, one row after the other: ids, int32, and which are trained, bool.
 
     `rows` holds where the tokens of each row begin, and the end of the last one.
     """
 
     input_ids: Array
-    labels: Array
+    is_trained: Array
     rows: Array
 
     @cached_property
     def lengths(self) -> Array:
         """Return the number of tokens of each row."""
         return np.diff(self.rows)
-
-    @cached_property
-    def is_trained(self) -> Array:
-        """Return which tokens are trained."""
-        found: Array = self.labels != IGNORE_INDEX
-        return found
 
     @cached_property
     def num_trained(self) -> Array:
@@ -54,13 +48,14 @@ class Tokens:
         found[filled] -= self.is_trained[self.rows[filled]]
         return found
 
-    def take(self, kept: Array) -> tuple[pa.ListArray, pa.ListArray]:
-        """Return the ids and labels of the rows where `kept` is True, as list columns."""
+    def take(self, kept: Array, kind: pa.DataType) -> tuple[pa.ListArray, pa.ListArray]:
+        """Return the rows where `kept` is True as list columns: ids of a kind, and what trains."""
         tokens = slice(None) if kept.all() else np.repeat(kept, self.lengths)
         offsets = pa.array(np.concatenate([[0], np.cumsum(self.lengths[kept])]), pa.int32())
+        ids = self.input_ids[tokens].astype(kind.to_pandas_dtype())
         return (
-            pa.ListArray.from_arrays(offsets, pa.array(self.input_ids[tokens])),
-            pa.ListArray.from_arrays(offsets, pa.array(self.labels[tokens])),
+            pa.ListArray.from_arrays(offsets, pa.array(ids)),
+            pa.ListArray.from_arrays(offsets, pa.array(self.is_trained[tokens])),
         )
 
 
@@ -101,9 +96,8 @@ def encode_column(
     input_ids[of_control] = known[codes]
     input_ids[~of_control] = ids
     trained = pc.struct_field(pieces, "trained").to_numpy(zero_copy_only=False).astype(bool)
-    labels = np.where(np.repeat(trained, counts), input_ids, np.int32(IGNORE_INDEX))
     rows = column.offsets.to_numpy() - column.offsets[0].as_py()
-    return Tokens(input_ids, labels, np.concatenate([[0], ends])[rows])
+    return Tokens(input_ids, np.repeat(trained, counts), np.concatenate([[0], ends])[rows])
 
 
 def text_spans(texts: pa.StringArray) -> tuple[Array, Array]:

@@ -10,7 +10,6 @@ from tokenizers import Tokenizer
 from pipelines.fim_settings import Fim
 from pipelines.render.fim import Draw, permute_tokens
 from pipelines.render.piece_columns import Tokens
-from pipelines.render.pieces import IGNORE_INDEX
 from pipelines.render.sentinels import find_sentinels
 
 
@@ -40,25 +39,24 @@ def permute_rows(
 ) -> Tokens:
     """Return the rows, those with cuts permuted: all but their last token, which ends them."""
     ids: list[Any] = []
-    labels: list[Any] = []
+    trained: list[Any] = []
     lengths = []
     for number, cut in enumerate(cuts):
         span = slice(tokens.rows[number], tokens.rows[number + 1])
-        row, mask = tokens.input_ids[span], tokens.labels[span]
+        row, mask = tokens.input_ids[span], tokens.is_trained[span]
         if cut is None:
             ids.append(row)
-            labels.append(mask)
+            trained.append(mask)
         else:
             draw = Draw(orders[number], 0, 0, (cut[0], cut[1]))  # type: ignore[arg-type]
             runs = permute_tokens(row[:-1], draw, rules.sentinels, spm_variant=rules.spm_variant)
             for run, is_content in (*runs, (row[-1:], True)):
-                trained = is_content or rules.train_sentinels
                 ids.append(run)
-                labels.append(run if trained else np.full(len(run), IGNORE_INDEX))
+                trained.append(np.full(len(run), is_content or rules.train_sentinels))
         lengths.append(len(row) + 3 * (cut is not None))
     none = np.empty(0, np.int32)
     return Tokens(
         np.concatenate([none, *ids]).astype(np.int32),
-        np.concatenate([none, *labels]).astype(np.int32),
+        np.concatenate([np.empty(0, bool), *trained]),
         np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
     )

@@ -3,12 +3,16 @@
 import functools
 import inspect
 
+import pyarrow as pa
+
 from pipelines.engine import Built, Job, Outcome
 from pipelines.manifest import Counts
 from pipelines.plan import build_stage, get_stage
 from pipelines.recipe import load_recipe
 from pipelines.records import new_record, write_rows
 from pipelines.render import fim, pack, templates
+from pipelines.render.arrow_files import open_writer, read_batches
+from pipelines.render.encode import EXAMPLE_SCHEMA
 from pipelines.render.fragments import Splitter
 from pipelines.render.text_encoder import open_encoder
 from pipelines.render.vocabulary import train_tokenizer
@@ -85,3 +89,29 @@ def render_stages(root, recipe, splits, *, workers=1, until="pack"):
     for name in STAGES[: STAGES.index(until) + 1]:
         refs[name] = build_stage(get_stage(name), recipe, refs, store)
     return store, refs
+
+
+def write_pieces(path, rows, schema):
+    """Write rows as a stage between others leaves them."""
+    with open_writer(path, schema) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def read_stream(path):
+    """Return the rows of a shard of pieces or examples."""
+    return [row for batch in read_batches(path) for row in batch.to_pylist()]
+
+
+def write_examples(path, rows):
+    """Write rows with labels as the tokenize stage leaves them."""
+    trained = [{**row, "trained": [label != -100 for label in row["labels"]]} for row in rows]
+    write_pieces(path, trained, EXAMPLE_SCHEMA)
+
+
+def read_examples(path):
+    """Return the rows of a shard of examples, with their labels."""
+    found = read_stream(path)
+    for row in found:
+        pairs = zip(row["input_ids"], row["trained"], strict=True)
+        row["labels"] = [i if is_label else -100 for i, is_label in pairs]
+    return found

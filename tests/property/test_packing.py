@@ -4,11 +4,9 @@ import tempfile
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.render.encode import EXAMPLE_SCHEMA
 from pipelines.render.pack import (
     cut_stream,
     gather_examples,
@@ -19,6 +17,7 @@ from pipelines.render.pack import (
     whole_examples,
     write_plans,
 )
+from tests.assets.rendering import write_examples
 
 BLOCK = 40
 PARAMS = {"wide_ids": False, "mixing": False}
@@ -66,8 +65,8 @@ def test_constant_length_rows_are_the_stream_cut_at_every_block(examples, block_
     labels = [label for i in order for label in rows[i]["labels"]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = folder / "examples.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA), source)
+        source = folder / "examples.arrow"
+        write_examples(source, rows)
         gathered = gather_examples([source], folder, "train")
         segments = cut_stream(order, gathered, block_size)
         packed = []
@@ -100,8 +99,8 @@ def test_unpacking_gives_every_example_back(examples, rows_per_shard, split):
     ]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        source = folder / "examples.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA), source)
+        source = folder / "examples.arrow"
+        write_examples(source, rows)
         gathered = gather_examples([source], folder, split)
         plan = order_rows(plan_rows(gathered.lengths.tolist(), BLOCK), split, {"seed": 1})
         packed = []

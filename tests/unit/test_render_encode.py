@@ -5,7 +5,6 @@ from tokenizers import Tokenizer
 
 from pipelines.errors import TemplateError
 from pipelines.recipe import Template as Settings
-from pipelines.records import read_rows, write_rows
 from pipelines.render.encode import (
     control_ids,
     encode_pieces,
@@ -17,7 +16,15 @@ from pipelines.render.encode import (
 from pipelines.render.format import FORMAT_SCHEMA
 from pipelines.render.pieces import Piece
 from pipelines.render.templates import CHAT_TOKENS, get_template
-from tests.assets.rendering import FORGED, record, render_stages, rendering_recipe, small_tokenizer
+from tests.assets.rendering import (
+    FORGED,
+    read_examples,
+    record,
+    render_stages,
+    rendering_recipe,
+    small_tokenizer,
+    write_pieces,
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +134,7 @@ def test_rows_are_kept_or_dropped_with_their_reason(tmp_path):
     store, refs = render_stages(tmp_path, recipe, {"train": records}, until="tokenize")
     manifest = store.manifest(refs["tokenize"])
     ((shard, path),) = store.shards(refs["tokenize"])
-    rows = list(read_rows(path))
+    rows = read_examples(path)
 
     assert manifest.counts.dropped == {"too_long": 1, "nothing_trained": 1}
     assert (manifest.counts.rows_in, manifest.counts.used, manifest.counts.rows_out) == (3, 1, 1)
@@ -147,8 +154,8 @@ def test_a_row_that_trains_its_first_token_alone_is_dropped(tmp_path):
     tokenizer = small_tokenizer()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     row = {"source": "s", "part": 0, "fim": "none"}
-    write_rows(
-        tmp_path / "pieces.parquet",
+    write_pieces(
+        tmp_path / "pieces.arrow",
         [
             {**row, "record_id": "one", "pieces": [Piece("x", None, True)._asdict()]},
             {**row, "record_id": "two", "pieces": [Piece("x\n", None, True)._asdict()]},
@@ -157,12 +164,12 @@ def test_a_row_that_trains_its_first_token_alone_is_dropped(tmp_path):
     )
 
     outcome = encode_shard(
-        [tmp_path / "pieces.parquet"],
-        tmp_path / "examples.parquet",
+        [tmp_path / "pieces.arrow"],
+        tmp_path / "examples.arrow",
         {"tokenizer": str(tmp_path), "fast": True, "block_size": 32, "token_fim": None},
     )
 
     assert outcome.rejects == (
         {"id": "one", "reason": "nothing_trained", "detail": "none of 1 tokens is predicted"},
     )
-    assert [row["record_id"] for row in read_rows(tmp_path / "examples.parquet")] == ["two"]
+    assert [row["record_id"] for row in read_examples(tmp_path / "examples.arrow")] == ["two"]

@@ -7,12 +7,11 @@ import datasets
 import pytest
 
 from pipelines.errors import RecipeError
-from pipelines.records import read_rows
 from pipelines.render.encode import load_tokenizer
 from pipelines.render.fim import restore_text
 from pipelines.render.pack import unpack
 from pipelines.render.pieces import read_pieces
-from tests.assets.rendering import CORPUS, record, render_stages, rendering_recipe
+from tests.assets.rendering import CORPUS, read_stream, record, render_stages, rendering_recipe
 
 SMALL = {"tokenization__block_size": 64, "model__config__n_positions": 64}
 CODE = [record(f"f:{i}", text=text) for i, text in enumerate(CORPUS)]
@@ -32,7 +31,7 @@ SENTINELS = ("<fim_prefix>", "<fim_middle>", "<fim_suffix>")
 def stage_rows(store, ref):
     found = {}
     for shard, path in store.shards(ref):
-        found.setdefault(shard.split, []).extend(read_rows(path))
+        found.setdefault(shard.split, []).extend(read_stream(path))
     return found
 
 

@@ -1,11 +1,16 @@
-from pipelines.records import read_rows
-from pipelines.render import fragments
+import itertools
+
+import pytest
+
+from pipelines.render import fragments, pair_columns
 from pipelines.render.encode import encode_pieces, load_tokenizer
 from pipelines.render.fim import Rules, restore_text
 from pipelines.render.fragments import File, Splitter, cut_text
 from pipelines.render.pieces import read_pieces
+from pipelines.render.prompt_templates import INPUT_HEADER
 from tests.assets.rendering import (
     CORPUS,
+    read_stream,
     record,
     render_stages,
     rendering_recipe,
@@ -20,7 +25,7 @@ SMALL = {"tokenization__block_size": 64, "model__config__n_positions": 64}
 def formatted(tmp_path, recipe, splits):
     store, refs = render_stages(tmp_path, recipe, splits, until="format")
     rows = {
-        split: [row for _, path in store.shards(refs["format"], split) for row in read_rows(path)]
+        split: [row for _, path in store.shards(refs["format"], split) for row in read_stream(path)]
         for split in splits
     }
     return rows, store.manifest(refs["format"]), load_tokenizer(store.path(refs["tokenizer"]))
@@ -175,3 +180,26 @@ def test_two_records_with_one_id_are_both_rendered_once(tmp_path):
     rows, _, _ = formatted(tmp_path, rendering_recipe(fim__fim_rate=0), {"train": records})
 
     assert [row["pieces"][0]["text"] for row in rows["train"]] == ["x = 1\n", "y = 2\n"]
+
+
+@pytest.mark.parametrize("name", ["plain", "alpaca", "question-answer", "sc2-instruct"])
+@pytest.mark.parametrize("truncation", ["drop", "split-windows"])
+def test_pairs_are_rendered_as_columns_as_they_are_one_by_one(
+    tmp_path, monkeypatch, name, truncation
+):
+    texts = ["a", "\u65e5", " \n", "", None, f"a{INPUT_HEADER}b", "<|endoftext|>", "\x1c", "x" * 3]
+    records = [
+        record(f"r:{i}", prompt=prompt, completion=completion)
+        for i, (prompt, completion) in enumerate(itertools.product(texts, texts))
+    ]
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    records[5:5] = [record("m", messages=turns), record("c", text="x = 1\n" * 200)]
+    recipe = rendering_recipe(template__name=name, tokenization__truncation=truncation)
+
+    columns = formatted(tmp_path / "columns", recipe, {"train": records})
+    monkeypatch.setattr(pair_columns, "VISIBLE", "[^\\s\\S]")
+    one_by_one = formatted(tmp_path / "rows", recipe, {"train": records})
+
+    assert columns[0] == one_by_one[0]
+    assert columns[1].counts == one_by_one[1].counts
+    assert {"m", "c", "r:0"} < {row["record_id"] for row in columns[0]["train"]}

@@ -3,10 +3,9 @@ import random
 import pytest
 
 from pipelines.errors import TemplateError
-from pipelines.records import read_rows
 from pipelines.render import pack
 from pipelines.render.pack import plan_rows, unpack
-from tests.assets.rendering import CORPUS, record, render_stages, rendering_recipe
+from tests.assets.rendering import CORPUS, read_examples, record, render_stages, rendering_recipe
 
 FUNCTIONS = [
     record(
@@ -35,7 +34,7 @@ def tokenized(store, refs, split):
     return [
         (row["record_id"], row["input_ids"], row["labels"])
         for _, path in shards
-        for row in read_rows(path)
+        for row in read_examples(path)
     ]
 
 

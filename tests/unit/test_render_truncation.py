@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.records import read_rows
 from pipelines.render.encode import load_tokenizer
 from pipelines.render.truncation import Window, choose_windows, count_turns
-from tests.assets.rendering import record, render_stages, rendering_recipe
+from tests.assets.rendering import read_examples, record, render_stages, rendering_recipe
 
 POLICIES = ("drop", "keep-last-turns", "split-windows")
 
@@ -42,7 +41,7 @@ def tokenized(tmp_path, policy, records, block_size=64, name="starchat"):
             tokenizer.decode(row["input_ids"], skip_special_tokens=False),
             tokenizer.decode([i for i in row["labels"] if i != -100], skip_special_tokens=False),
         )
-        for row in read_rows(path)
+        for row in read_examples(path)
     ]
     return rows, store.manifest(refs["tokenize"])
 
