@@ -157,7 +157,7 @@ def front_matter(recipe: Recipe, lineage: Lineage) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["starloom"],
     }
-    if base:
+    if base and not Path(base).is_absolute():  # a folder of this machine is nobody else's base
         fields["base_model"] = base
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 

@@ -26,7 +26,7 @@ def publish(run: Run) -> Path:
     Raises StarloomError where the run is rejected, not evaluated in its present state, or has no
     card. Publishing what is published already changes nothing.
     """
-    _check(run)
+    check_accepted(run)
     name = run.recipe().name
     models = data_root() / "models"
     link, previous = models / name, models / f"{name}.previous"
@@ -50,7 +50,8 @@ def publish(run: Run) -> Path:
     return link
 
 
-def _check(run: Run) -> None:
+def check_accepted(run: Run) -> None:
+    """Raise StarloomError unless the gate has accepted the run as it is, and it has a card."""
     scorecard = run.read("scorecard.json")
     again = f"`starloom run {run.info()['recipe']}` evaluates it"
     if not scorecard or not run.trained:

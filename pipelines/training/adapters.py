@@ -60,6 +60,7 @@ def save_and_merge(model: Any, folder: Path, dtype: str) -> Any:
     from peft import PeftModel
 
     model.save_pretrained(folder / ADAPTER)
+    (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's card with nothing filled in
     check_adapter(model, folder / ADAPTER / WEIGHTS)
     if is_quantized(model.base_model.model):
         base = dequantize(model.unload(), dtype)

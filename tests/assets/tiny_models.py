@@ -100,7 +100,7 @@ def check_merged(base, folder, kind):
 
     tokenizer, new_ids = write_chat_tokenizer(folder / "chat", base)
     recipe = make_recipe(
-        model={"model_name_or_path": str(base), "dtype": "float32"},
+        model={"model_name_or_path": str(base), "dtype": "float32", "attn_implementation": "sdpa"},
         adapter={"r": 4, "lora_alpha": 8, "target_modules": "all-linear", **KINDS[kind]},
     )
     model = build_model(recipe, tokenizer).eval()
