@@ -21,6 +21,8 @@ from pipelines.errors import TrainingError
 NAME = "starloom_varlen"
 HALF = (torch.float16, torch.bfloat16)  # what the kernel computes in
 LARGEST_HEAD = 256
+# Looked for by `register`: torch.compile would break the graph of each block at the search.
+_found: dict[str, Callable[..., Any] | None] = {}
 
 
 def register() -> str:
@@ -30,6 +32,7 @@ def register() -> str:
 
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, _no_mask)
+    _found["kernel"] = cuda_kernel()
     return NAME
 
 
@@ -58,7 +61,7 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = _one_dtype(query, key, value)
     if query.is_cuda and query.dtype in HALF and query.shape[-1] <= LARGEST_HEAD:
-        kernel = cuda_kernel()
+        kernel = _found.get("kernel")
         if kernel is not None:
             longest = query.shape[2] if max_length_q is None else int(max_length_q)
             query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
