@@ -73,7 +73,7 @@ def adopt_checkpoint(run: Run) -> None:
 
 def _find(run: Run, named: str) -> Path:
     """Return the checkpoint folder that a path or a run's name means."""
-    for folder in (Path(named).expanduser(), run.path.with_name(named)):
+    for folder in (Path(named).expanduser(), run.path.parent / named):
         if step := newest_checkpoint(folder / "checkpoints"):
             return step.resolve()
         if folder.name.startswith("checkpoint-") and folder.is_dir():
