@@ -3,12 +3,21 @@
 import errno
 import json
 import os
+import re
 
 import pytest
 
-from pipelines.errors import DiskFull
+from pipelines.errors import DiskFull, TrainingError
+from pipelines.hardware_settings import Hardware
+from pipelines.jsonlines import read_lines
+from pipelines.manifest import digest_of
+from pipelines.runs import Run
 from pipelines.training import checkpoints
+from pipelines.training.adopt import adopt_checkpoint
 from pipelines.training.checkpoints import (
+    Layout,
+    best_checkpoint,
+    check_layout,
     checkpoint_folder,
     commit,
     complete_checkpoints,
@@ -18,6 +27,9 @@ from pipelines.training.checkpoints import (
     remove_incomplete,
     rotate,
 )
+from pipelines.training.environment import hardware_of
+from pipelines.training_settings import Training
+from tests.assets.training_runs import make_recipe, make_run
 
 
 def write(root, step, *, complete=True):
@@ -153,3 +165,186 @@ def test_a_full_disk_is_told_from_other_errors(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("U", (), {"free": 2**40})())
     raise_disk_full(tmp_path / "checkpoint-5", RuntimeError("connection closed by peer"))
+
+
+def with_loss(root, step, eval_step, loss):
+    folder = write(root, step, complete=False)
+    commit(folder, {"eval_step": eval_step, "eval_loss": loss})
+    return folder
+
+
+def test_the_best_checkpoint_is_the_one_evaluated_at_its_own_step_with_the_lowest_loss(tmp_path):
+    assert best_checkpoint(tmp_path) is None
+    write(tmp_path, 2)  # never evaluated
+    with_loss(tmp_path, 4, 4, 3.0)
+    with_loss(tmp_path, 6, 4, 1.0)  # evaluated before it was trained on
+    with_loss(tmp_path, 8, 8, 2.0)
+    with_loss(tmp_path, 10, 10, 2.0)
+
+    assert best_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
+
+
+def test_rotation_never_removes_the_best_one(tmp_path):
+    for step, loss in ((2, 5.0), (4, 1.0), (6, 2.0), (8, 3.0), (10, 4.0)):
+        with_loss(tmp_path, step, step, loss)
+        rotate(tmp_path, 2, keep_best=True)
+
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-4", "checkpoint-8"]
+
+
+def placed(root, strategy, world_size, rows):
+    folder = write(root, 5, complete=False)
+    (folder / "config.json").write_text("{}")
+    commit(folder, {}, Layout(strategy, world_size, rows))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (("zero2", 2, 8), ("zero2", 2, 8)),
+        (("ddp", 2, 8), ("ddp", 4, 8)),
+        (("ddp", 8, 64), ("ddp", 1, 64)),
+    ],
+)
+def test_the_same_layout_or_ddp_with_as_many_rows_a_step_goes_on(before, now, tmp_path):
+    check_layout(placed(tmp_path, *before), Layout(*now))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "texts"),
+    [
+        (
+            ("zero3", 4, 8),
+            ("zero3", 2, 8),
+            ["made by zero3 on 4 process(es), now it is zero3 on 2", "Resume on 4 process(es)"],
+        ),
+        (("zero2", 2, 8), ("ddp", 2, 8), ["now it is ddp on 2", "with zero2"]),
+        (
+            ("ddp", 2, 8),
+            ("ddp", 4, 16),
+            ["with 8 rows a step, now it is 4 process(es) with 16", "schedule", "to 8"],
+        ),
+    ],
+)
+def test_another_layout_is_refused_with_the_way_out(before, now, texts, tmp_path):
+    folder = placed(tmp_path, *before)
+
+    with pytest.raises(TrainingError) as error:
+        check_layout(folder, Layout(*now))
+
+    weights = f"begin anew from its weights: model.model_name_or_path={folder}"
+    assert all(text in str(error.value) for text in [str(folder), *texts, weights])
+    (folder / "config.json").unlink()  # an adapter alone is no model
+    with pytest.raises(TrainingError, match="resume_from_checkpoint=false"):
+        check_layout(folder, Layout(*now))
+
+
+def test_a_layout_counts_all_rows_of_a_step():
+    training = Training(per_device_train_batch_size=3, gradient_accumulation_steps=4)
+    hardware = Hardware(device="cuda", num_nodes=2, processes_per_node=8, strategy="zero3")
+
+    assert Layout.of(training, hardware) == Layout("zero3", 16, 192)
+
+
+def interrupted(root, recipe, step=5, **hardware):
+    """Return a run with one checkpoint and the metrics up to a step beyond it."""
+    run, _ = make_run(root, recipe, **hardware)
+    folder = checkpoint_folder(run.checkpoints, step)
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"weights")
+    progress = {"tokens": 70, "stopped_by": "max_hours", "evaluations_without_gain": 2}
+    commit(folder, progress, Layout.of(recipe.training, hardware_of(run)))
+    lines = [{"step": 0, "eval_loss": 5.0}, {"step": 5, "loss": 4.0}, {"step": 6, "loss": 3.0}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run.path / "metrics.jsonl").write_text(text)
+    return run
+
+
+ON_ONE = {"strategy": "ddp", "processes_per_node": 1}
+ON_TWO = {"strategy": "ddp", "processes_per_node": 2}
+FOUR_ROWS = {"training__per_device_train_batch_size": 4}
+
+
+def test_a_checkpoint_of_another_run_is_adopted_whole_and_its_limits_judged_again(tmp_path):
+    old = interrupted(tmp_path, make_recipe(), **ON_TWO)
+    for named in (old.name, str(old.path), str(old.checkpoints / "checkpoint-5")):
+        changes = {"training__resume_from_checkpoint": named, "training__max_hours": 3}
+        run, _ = make_run(tmp_path, make_recipe(**FOUR_ROWS, **changes), **ON_ONE)
+
+        adopt_checkpoint(run)
+
+        adopted = newest_checkpoint(run.checkpoints)
+        assert adopted == run.checkpoints / "checkpoint-5"
+        assert (adopted / "model.safetensors").read_bytes() == b"weights"
+        assert read_progress(adopted) == {
+            "tokens": 70, "stopped_by": None, "evaluations_without_gain": 0,
+        }  # fmt: skip
+        assert [line["step"] for line in read_lines(run.path / "metrics.jsonl")] == [0, 5]
+        assert read_progress(old.checkpoints / "checkpoint-5")["stopped_by"] == "max_hours"
+
+    (run.path / "metrics.jsonl").unlink()
+    adopt_checkpoint(run)  # a run with a checkpoint of its own keeps it
+    assert not (run.path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"training__learning_rate": 1e-5, "training__seed": 7},
+            "another training.learning_rate",
+        ),
+        ({"model__dropout": 0.1}, "is of a run with another model;"),
+        ({"training__per_device_train_batch_size": 2}, "4 rows a step, now it is 1"),
+    ],
+)
+def test_a_checkpoint_of_another_training_is_not_adopted(changes, message, tmp_path):
+    old = interrupted(tmp_path, make_recipe(), **ON_TWO)
+    changes = FOUR_ROWS | {"training__resume_from_checkpoint": old.name} | changes
+    run, _ = make_run(tmp_path, make_recipe(**changes), **ON_ONE)
+
+    with pytest.raises(TrainingError, match=re.escape(message)):
+        adopt_checkpoint(run)
+
+    assert newest_checkpoint(run.checkpoints) is None
+
+
+def test_a_name_without_a_complete_checkpoint_is_refused_with_the_reason(tmp_path):
+    old = interrupted(tmp_path, make_recipe(), **ON_TWO)
+    (old.checkpoints / "checkpoint-5" / "complete.json").unlink()
+    for named, message in (
+        (old.name, "is no complete checkpoint"),
+        (str(old.checkpoints / "checkpoint-5"), "checkpoint-5: no complete.json"),
+        ("nothing", "'nothing' is no complete checkpoint"),
+    ):
+        recipe = make_recipe(**FOUR_ROWS, training__resume_from_checkpoint=named)
+        run, _ = make_run(tmp_path, recipe, **ON_ONE)
+        with pytest.raises(TrainingError, match=message):
+            adopt_checkpoint(run)
+
+
+def test_an_unfinished_run_on_other_hardware_is_not_silently_forgotten(tmp_path):
+    old = interrupted(tmp_path, make_recipe(), **ON_TWO)
+
+    unequal, _ = make_run(tmp_path / "a", make_recipe(training__logging_steps=3), **ON_ONE)
+    adopt_checkpoint(unequal)  # no run beside it
+    run = beside(old, make_recipe(**FOUR_ROWS), **ON_ONE)
+    with pytest.raises(TrainingError) as error:
+        adopt_checkpoint(run)
+    assert str(error.value) == (
+        f"run {old.name} of the same training on other hardware stopped at step 5. To go on from "
+        f"it, set training.resume_from_checkpoint={old.name}; to begin anew, set it to false"
+    )
+    with pytest.raises(TrainingError, match="now it is zero2 on 1: the optimizer's shards"):
+        adopt_checkpoint(beside(old, make_recipe(), strategy="zero2", processes_per_node=1))
+    anew = make_recipe(**FOUR_ROWS, training__resume_from_checkpoint=False)
+    adopt_checkpoint(beside(old, anew, **ON_ONE))
+    adopt_checkpoint(beside(old, make_recipe(training__seed=1), **ON_ONE))  # another training
+
+
+def beside(run, recipe, **hardware):
+    """Return a run of another key in the same folder of runs."""
+    made, _ = make_run(run.path.parents[1] / "elsewhere", recipe, **hardware)
+    target = run.path.with_name(f"beside-{digest_of(made.info())[:12]}")
+    return Run(made.path.rename(target))
