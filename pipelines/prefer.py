@@ -15,6 +15,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pipelines.preference_settings import Preference
 from pipelines.recipe import Recipe
 from pipelines.recipe_problems import explain
 from pipelines.records import read_rows
-from pipelines.render.encode import in_batches, load_tokenizer
+from pipelines.render.encode import load_tokenizer
 from pipelines.render.pairs import Pair, encode_pairs
 from pipelines.render.templates import get_template
 from pipelines.runs import PREFERRED, Run
@@ -44,6 +45,7 @@ MODULE, LOG, STEPS = "pipelines.prefer", "prefer.log", "prefer.jsonl"
 RESULT = f"{PREFERRED}.json"
 # More would cost more than they tell.
 MAX_HELD_OUT = 1000
+ROWS = 512
 
 
 def preference_settings(recipe: Recipe, changes: Mapping[str, Any] | None = None) -> Preference:
@@ -153,7 +155,7 @@ def read_pairs(run: Run, store: Store, split: str = "train") -> tuple[list[Pair]
     dropped: Counter[str] = Counter()
     for _, path in store.shards(refs["split"], split):
         rows = (row for row in read_rows(path) if row["text"] is None)
-        for batch in in_batches(rows, lambda row: len(row["meta"] or "")):
+        while batch := list(islice(rows, ROWS)):
             found, without = encode_pairs(
                 tokenizer,
                 template,
