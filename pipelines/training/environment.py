@@ -63,7 +63,7 @@ def child_environment(
         "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1",
     }
-    if not needs_hub(recipe):
+    if not needs_hub(recipe) and "trackio" not in recipe.training.report_to:
         environment["HF_HUB_OFFLINE"] = "1"
     if hardware.device == "cpu":
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **KEEP_MEMORY}

@@ -1,5 +1,6 @@
 """Killed at random steps, training goes on as if nothing had happened, in every layout."""
 
+import os
 import random
 import signal
 
@@ -229,3 +230,47 @@ def test_a_rank_that_hangs_is_ended_with_the_reason_and_the_place(tmp_path):
     assert "Thread 0x" in (run.path / "train.log").read_text()
     assert processes_of(run) == []
     assert newest_checkpoint(run.checkpoints) is not None
+
+
+FAKE_TENSORBOARD = """
+import json, os
+
+class SummaryWriter:
+    def __init__(self, log_dir):
+        os.makedirs(log_dir, exist_ok=True)
+        self.path = os.path.join(log_dir, "scalars.jsonl")
+    def add_text(self, *arguments):
+        pass
+    def add_scalar(self, name, value, step):
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"name": name, "value": value, "step": step}) + "\\n")
+    def flush(self):
+        pass
+    close = flush
+"""
+
+
+def test_a_reporter_gets_every_line_of_the_metrics_exactly_once(tmp_path, monkeypatch):
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "tensorboardX.py").write_text(FAKE_TENSORBOARD)
+    monkeypatch.syspath_prepend(modules)
+    monkeypatch.setenv("PYTHONPATH", f"{modules}:{os.environ.get('PYTHONPATH', '')}")
+    recipe = recipe_of(
+        tmp_path, training__report_to="tensorboard", training__logging_steps=3,
+        training__max_steps=8, training__eval_steps=4,
+    )  # fmt: skip
+
+    run = train(tmp_path, recipe, **LAYOUTS["ddp"])
+
+    scalars = read_lines(run.path / "tensorboard" / "scalars.jsonl")
+    metrics = read_lines(run.path / "metrics.jsonl")
+    for name, key in (
+        ("train/loss", "loss"),
+        ("eval/loss", "eval_loss"),
+        ("train/tokens", "tokens"),
+    ):
+        reported = [(x["step"], x["value"]) for x in scalars if x["name"] == name]
+        assert reported == [(line["step"], line[key]) for line in metrics if key in line]
+    assert {x["step"] for x in scalars} == {0, 3, 4, 6, 8}
+    assert not any(x["name"] in ("train/mfu", "train/step") for x in scalars)
