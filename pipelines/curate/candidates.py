@@ -76,7 +76,8 @@ def bucket(
     index: Index, column: str, order: Order, budget: int, *, chosen: npt.NDArray[np.bool_] | None
 ) -> Iterator[Buckets]:
     """Yield the buckets of a column over the chosen documents, in ranges that fit the budget."""
-    passes = max(1, -(-index.size * BYTES_PER_DOCUMENT // budget))
+    size = index.size if chosen is None else int(np.count_nonzero(chosen))
+    passes = max(1, -(-size * BYTES_PER_DOCUMENT // budget))
     for number in range(passes):
         keys, documents = _select(index, column, chosen, number, passes)
         by_key = np.argsort(keys)
@@ -109,18 +110,20 @@ def _select(
     return np.concatenate(keys), np.concatenate(documents)
 
 
-def join_repeats(index: Index, flags_file: Path, budget: int) -> Path:
-    """Write the pairs (best, other) of documents with the same words, and flags for all."""
+def join_repeats(
+    index: Index, active: npt.NDArray[np.bool_], flags_file: Path, budget: int
+) -> Path:
+    """Write the pairs (best, other) of active documents with the same words, and flags for all."""
     folder = flags_file.parent
     order = Order(folder)
     gather(index.columns("shingles"), flags_file, np.bool_)
     flags = mapped(flags_file, np.uint8, "r+")
-    flags *= LONG
+    flags *= LONG * active
     gather(index.columns("words_sum"), folder / "words.bin", np.uint64)
     words = mapped(folder / "words.bin", np.uint64)
     found = folder / "repeats.bin"
     with found.open("wb") as file:
-        for buckets in bucket(index, "sum", order, budget, chosen=None):
+        for buckets in bucket(index, "sum", order, budget, chosen=active):
             # Both sums must agree: one alone may meet by chance among billions.
             star = buckets.star()
             star = star[words[star[:, 0]] == words[star[:, 1]]]

@@ -11,17 +11,28 @@ Memory: arrays of one number per document are mapped files; sorting, verificatio
 held in pieces of the recipe's `memory_gb`. What grows beyond it is a single cluster of millions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.curate.candidates import Order, join_bands, join_repeats
 from pipelines.curate.clusters import KEPT, read_members, resolve_partition
-from pipelines.curate.groups import GROUPS, read_joined, write_groups
+from pipelines.curate.groups import GROUPS, write_groups
+from pipelines.curate.kept_index import (
+    Mask,
+    carry_members,
+    choose_active,
+    find_base,
+    forget_old,
+    keep_index,
+    reuse_output,
+)
 from pipelines.curate.minhash import NUM_BINS, rows_per_band
 from pipelines.curate.partitions import (
     count_partitions,
@@ -30,7 +41,7 @@ from pipelines.curate.partitions import (
     spill_shard,
 )
 from pipelines.curate.rows import sum_sources
-from pipelines.curate.selection import drop_rows
+from pipelines.curate.selection import drop_rows, find_marks
 from pipelines.curate.signatures import Index, forget_unused, sign_shard
 from pipelines.engine import (
     Built,
@@ -79,24 +90,58 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     shards = inputs["redact"].paths()
     given, settings = recipe.curation.dedup, params(recipe)
     budget = int(given.memory_gb * 2**30 / (2 * work.workers))
+    root = kept_folder("index", settings, work, __name__)
+    base = find_base(root, [shard for shard, _ in shards]) if given.incremental else None
+    # What is made from an index must not be taken for what is made without it after a kill.
+    step = base.folder.name if base else "all"
     signed = sign_shards(shards, settings, work, incremental=given.incremental)
     index = Index(paths_of(signed, work))
-    flags = work.path / FLAGS
-    repeats, similar = find_candidates(index, flags, settings, work, budget)
-    found = verify(shards, index, [[repeats], similar], settings, work, budget)
+    active = choose_active(index, base, work.path / "active.bin", budget)
+    labels, found = find_clusters(shards, index, active, settings, work, budget, step)
+    files = paths_of(found, work)
+    num_clusters = sum(report.extra["clusters"] for report in found)
+    if base is not None:
+        files.append(work.path / f"carried-{step}.arrow")
+        num_clusters += carry_members(base, active, files[-1])
     side = work.keep(CLUSTERS)
-    write_clusters(side, paths_of(found, work), index.firsts, shards)
+    write_clusters(side, files, index.firsts, shards)
     joined = work.keep(GROUPS)
-    groups = write_groups(joined, paths_of(found, work))
+    groups = write_groups(joined, files)
     jobs = [Job(shard.file, (path, side, joined)) for shard, path in shards]
+    kept = (
+        {s.file: str(base.report(n)) for n, (s, _) in enumerate(shards) if n in base.shards}
+        if base
+        else {}
+    )
+    made = work.map(filter_shard, jobs, {"kept": kept})
+    if given.incremental:
+        members = (table for _, table in members_of(files, index.firsts, shards))
+        keep_index(root, [shard for shard, _ in shards], base, active, labels, members, made)
+        forget_old(root)
     reused = sum(report.extra["reused"] for report in signed)
     report = {
-        "clusters": sum(report.extra["clusters"] for report in found),
+        "clusters": num_clusters,
         "joined_groups": groups,
         "signatures": {"shards": len(shards), "reused": reused},
+        "compared": int(np.count_nonzero(active)),
     }
-    made = work.map(filter_shard, jobs, {})
     return Built(made, {**report, "sources": sum_sources(made)})
+
+
+def find_clusters(
+    shards: Shards,
+    index: Index,
+    active: Mask,
+    settings: Params,
+    work: Work,
+    budget: int,
+    step: str,
+) -> tuple[Path, Reports]:
+    """Compare the active documents; return their labels' file, and the members of clusters."""
+    flags = work.path / FLAGS
+    repeats, similar = find_candidates(index, active, flags, settings, work, budget, step)
+    labels = label_documents([repeats], similar, flags)
+    return labels, verify(shards, index, [[repeats], similar], labels, settings, work, budget, step)
 
 
 def paths_of(reports: Reports, work: Work) -> list[Path]:
@@ -104,10 +149,15 @@ def paths_of(reports: Reports, work: Work) -> list[Path]:
     return [work.path / report.shard.file for report in reports]
 
 
+def kept_folder(name: str, settings: Params, work: Work, module: str) -> Path:
+    """Return the hidden folder for what these settings and this code leave for the next build."""
+    cause = [settings, code_digest(module), versions(*DEPENDS)]
+    return work.path.parent / f".{name}-{digest_of(cause)[:16]}"
+
+
 def sign_shards(shards: Shards, settings: Params, work: Work, *, incremental: bool) -> Reports:
     """Sign every shard, but take the signatures that an earlier build left of the same bytes."""
-    cause = [settings, code_digest("pipelines.curate.signatures"), versions(*DEPENDS)]
-    folder = work.path.parent / f".signatures-{digest_of(cause)[:16]}"
+    folder = kept_folder("signatures", settings, work, "pipelines.curate.signatures")
     kept = {path.name: str(folder / f"{shard.sha256}.arrow") for shard, path in shards}
     jobs = [
         Job(f"signatures-{number:05d}.arrow", (path,)) for number, (_, path) in enumerate(shards)
@@ -118,17 +168,17 @@ def sign_shards(shards: Shards, settings: Params, work: Work, *, incremental: bo
 
 
 def find_candidates(
-    index: Index, flags: Path, settings: Params, work: Work, budget: int
+    index: Index, active: Mask, flags: Path, settings: Params, work: Work, budget: int, step: str
 ) -> tuple[Path, list[Path]]:
     """Return the pairs of records with the same words, and files of pairs that may be similar."""
     Order.write(index, work.path)
-    repeats = join_repeats(index, flags, budget)
+    repeats = join_repeats(index, active, flags, budget)
     bands = [f"band_{n}" for n in range(NUM_BINS // rows_per_band(settings["threshold"]))]
     jobs = []
     for start in range(0, len(bands), BANDS_PER_JOB):
         names = work.path / f"bands-{start:03d}.txt"
         names.write_text(" ".join(bands[start : start + BANDS_PER_JOB]))
-        jobs.append(Job(f"similar-{start:03d}.bin", (names, flags, *index.paths)))
+        jobs.append(Job(f"similar-{step}-{start:03d}.bin", (names, flags, *index.paths)))
     return repeats, paths_of(work.map(join_bands, jobs, {"budget": budget}), work)
 
 
@@ -136,9 +186,11 @@ def verify(
     shards: Shards,
     index: Index,
     candidates: Sequence[Sequence[Path]],
+    labels: Path,
     settings: Params,
     work: Work,
     budget: int,
+    step: str,
 ) -> Reports:
     """Write the members of all clusters, partition by partition.
 
@@ -146,63 +198,82 @@ def verify(
     """
     flags = work.path / FLAGS
     repeats, similar = candidates
-    labels = label_documents(repeats, similar, flags)
     total = count_partitions(index, flags, budget)
     repeats = scatter_pairs(repeats, labels, total, work.path / f"repeats-of-{total}")
     similar = scatter_pairs(similar, labels, total, work.path / f"pairs-of-{total}")
     firsts = dict(zip((path.name for _, path in shards), index.firsts, strict=True))
     jobs = [
-        Job(f"spill-{number:05d}-of-{total}.arrow", (path, flags, labels))
+        Job(f"spill-{step}-{number:05d}-of-{total}.arrow", (path, flags, labels))
         for number, (_, path) in enumerate(shards)
     ]
     given = {**settings, "partitions": total, "firsts": firsts}
     spilled = paths_of(work.map(spill_shard, jobs, given), work)
     jobs = [
-        Job(f"members-{number:05d}-of-{total}.arrow", (*pairs, *spilled))
+        Job(f"members-{step}-{number:05d}-of-{total}.arrow", (*pairs, *spilled))
         for number, pairs in enumerate(zip(repeats, similar, strict=True))
     ]
     return work.map(resolve_partition, jobs, {"threshold": settings["threshold"]})
 
 
-def write_clusters(
-    path: Path, members: Sequence[Path], firsts: Sequence[int], shards: Shards
-) -> None:
-    """Write the table of all clusters' records, in the order in which they are stored."""
-    tables = [read_members(file) for file in members]
+def members_of(
+    files: Sequence[Path], firsts: Sequence[int], shards: Shards
+) -> Iterator[tuple[Shard, pa.Table]]:
+    """Yield each shard with the members of clusters in it, in the order of their rows."""
+    tables = [read_members(file) for file in files]
     numbers = [table["document"].to_numpy() for table in tables]
+    for first, (shard, _) in zip(firsts, shards, strict=True):
+        mine = pa.concat_tables(
+            table.slice(start, stop - start)
+            for table, number in zip(tables, numbers, strict=True)
+            for start, stop in [np.searchsorted(number, [first, first + shard.rows])]
+        )
+        yield shard, mine.sort_by("document").combine_chunks()
+
+
+def write_clusters(
+    path: Path, files: Sequence[Path], firsts: Sequence[int], shards: Shards
+) -> None:
+    """Write the table of all clusters' records."""
+    members = members_of(files, firsts, shards)
     with pq.ParquetWriter(path, CLUSTER_SCHEMA, compression="zstd", compression_level=1) as writer:
-        for first, (shard, _) in zip(firsts, shards, strict=True):
-            mine = pa.concat_tables(
-                table.slice(start, stop - start)
-                for table, number in zip(tables, numbers, strict=True)
-                for start, stop in [np.searchsorted(number, [first, first + shard.rows])]
-            ).sort_by("document")
+        for first, (shard, mine) in zip(firsts, members, strict=True):
             if len(mine):
                 rows = pa.array(mine["document"].to_numpy() - first)
-                files = pa.repeat(shard.file, len(mine))
-                both = mine.append_column("file", files).append_column("row", rows)
-                writer.write_table(both.select(CLUSTER_SCHEMA.names).combine_chunks())
+                both = mine.append_column("file", pa.repeat(shard.file, len(mine)))
+                writer.write_table(both.append_column("row", rows).select(CLUSTER_SCHEMA.names))
+
+
+def read_dropped(clusters: Path, file: str) -> list[dict[str, Any]]:
+    """Return the dropped rows of a shard; the table has row groups of one shard each, in order."""
+    with pq.ParquetFile(clusters) as table:
+        place = table.schema_arrow.get_field_index("file")
+        groups = [
+            number
+            for number in range(table.num_row_groups)
+            if table.metadata.row_group(number).column(place).statistics.min == file
+        ]
+        rows = table.read_row_groups(groups, use_threads=False)
+    dropped: list[dict[str, Any]] = rows.filter(pc.not_equal(rows["reason"], KEPT)).to_pylist()
+    return dropped
 
 
 def filter_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Copy a shard (first input) without the records that the clusters (second) drop from it.
 
     Those left note the joined group (third input) of theirs: split must keep it together, and what
-    a later stage reads of this one is its shards.
+    a later stage reads of this one is its shards. `params`: `kept`, by name of the shard the report
+    on an output of the same bytes, which is taken where the same records go and stay.
     """
     shard, clusters, groups = inputs
-    joined = read_joined(groups)
-    filters = [("file", "=", shard.name), ("reason", "!=", KEPT)]
-    dropped = pq.read_table(clusters, filters=filters, use_threads=False).to_pylist()
-    return drop_rows(
-        shard,
-        output,
-        {
-            entry["row"]: (
-                entry["reason"],
-                f"of {entry['representative']} ({entry['jaccard']:.2f})",
-            )
-            for entry in dropped
-        },
-        joined,
-    )
+    marks = find_marks(shard, pq.read_table(groups, use_threads=False))
+    dropped = read_dropped(clusters, shard.name)
+    drops = {
+        entry["row"]: (entry["reason"], f"of {entry['representative']} ({entry['jaccard']:.2f})")
+        for entry in dropped
+    }
+    cause = digest_of([sorted(drops.items()), sorted(marks.items())])
+    kept = params["kept"].get(shard.name)
+    outcome = reuse_output(Path(kept), cause, output) if kept else None
+    if outcome is None:
+        outcome = drop_rows(shard, output, drops, marks)
+    return replace(outcome, extra={**outcome.extra, "cause": cause})

@@ -55,9 +55,3 @@ def write_groups(path: Path, files: Sequence[Path]) -> dict[str, int]:
         "joined": len(sizes),
         "largest": int(sizes.max(initial=0)),
     }
-
-
-def read_joined(path: Path) -> dict[str, str]:
-    """Return {group: name of the joined group} of a table that `write_groups` wrote."""
-    table = pq.read_table(path)
-    return dict(zip(table["group"].to_pylist(), table["joined"].to_pylist(), strict=True))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.curate.bodies import read_bodies
 from pipelines.curate.candidates import REPEAT, REPEATED, SIMILAR, Pairs
@@ -129,7 +130,10 @@ def spill_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome
     flags, labels = mapped(inputs[1], np.uint8), mapped(inputs[2], np.int64)
     partitions = params["partitions"]
     parts: list[pa.RecordBatch] = []
-    for bodies in read_bodies(inputs[0], ["id", "group", "score"]):
+    last = first + pq.read_metadata(inputs[0]).num_rows
+    # Most shards of a refresh have nothing to compare, and need not be read.
+    is_needed = (flags[first:last] & (SIMILAR | REPEATED)).any()
+    for bodies in read_bodies(inputs[0], ["id", "group", "score"]) if is_needed else ():
         start = first + bodies.first
         mine = np.array(flags[start : start + len(bodies.texts)])
         places = np.flatnonzero(mine & (SIMILAR | REPEATED))

@@ -21,20 +21,17 @@ Drops = Mapping[int, tuple[str, str]]  # {row: (reason, detail)}
 
 
 def drop_rows(
-    source: Path, output: Path, drops: Drops, joined: Mapping[str, str] | None = None
+    source: Path, output: Path, drops: Drops, marks: Mapping[int, str] | None = None
 ) -> Outcome:
     """Copy the other rows in order, with the counts of the dropped ones and samples of them.
 
-    `joined` names the joined group of those groups that have one: it is noted in the rows' meta.
+    `marks` names the joined group of the rows that have one: it is noted in their meta.
     """
     with pq.ParquetFile(source, page_checksum_verification=True) as file:
-        table = file.read(columns=["id", "source", "group"], use_threads=False)
-        marks = _marks(table["group"], joined or {})
-        changes = bool(drops or marks)
-        if changes:
+        if drops or marks:
             table = file.read(use_threads=False)
-    if changes:
-        return write_kept(_note_joined(table, marks), output, drops)
+            return write_kept(_note_joined(table, marks or {}), output, drops)
+        table = file.read(columns=["id", "source"], use_threads=False)
     shutil.copyfile(source, output)
     return count_kept(table, drops)
 
@@ -68,12 +65,16 @@ def _keep(table: pa.Table, drops: Drops) -> npt.NDArray[np.bool_]:
     return keep
 
 
-def _marks(groups: pa.ChunkedArray, joined: Mapping[str, str]) -> dict[int, str]:
-    """Return {row: joined group} of the rows whose group has one."""
-    if not joined:
+def find_marks(source: Path, joined: pa.Table) -> dict[int, str]:
+    """Return {row: joined group} of a shard's rows whose group is in a table (group, joined)."""
+    if not len(joined):
         return {}
-    found = np.flatnonzero(pc.is_in(groups, pa.array(joined, pa.string())).to_numpy())
-    return {int(row): joined[groups[int(row)].as_py()] for row in found}
+    with pq.ParquetFile(source) as file:
+        groups = file.read(columns=["group"], use_threads=False)["group"]
+    at = pc.index_in(groups, joined["group"]).combine_chunks()
+    rows = np.flatnonzero(at.is_valid())
+    names = joined["joined"].take(at.drop_null()).to_pylist()
+    return dict(zip(rows.tolist(), names, strict=True))
 
 
 def _note_joined(table: pa.Table, marks: Mapping[int, str]) -> pa.Table:

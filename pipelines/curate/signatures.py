@@ -174,6 +174,8 @@ class Index:
             with pa.memory_map(str(path)) as file:
                 self._batches.append(pa.ipc.open_file(file).get_batch(0))
         sizes = [batch.num_rows for batch in self._batches]
+        names = self._batches[0].schema.names if self._batches else []
+        self.bands = [name for name in names if name.startswith("band_")]
         self.firsts = [sum(sizes[:number]) for number in range(len(sizes))]
         self.size = sum(sizes)
 

@@ -87,3 +87,43 @@ def test_what_is_dropped_repeats_a_better_kept_record_and_what_is_kept_differs(
                 assert texts[left].split() != texts[right].split()
                 # Sketches may miss a pair at the threshold, never one with equal shingles.
                 assert similarity(texts[left], texts[right]) < 1.0
+
+
+def dedup_bytes(root, shards, threshold, **settings):
+    """Return what one build leaves, byte for byte, and how many records it compared."""
+    given = {"ngram": NGRAM, "threshold": threshold, **settings}
+    store, ref = run_stage(root, "dedup", curation_recipe(curation={"dedup": given}), *shards)
+    folder, manifest = store.path(ref), store.manifest(ref)
+    sides = [(folder / name).read_bytes() for name in ("clusters.parquet", "groups.parquet")]
+    counted = {name: manifest.report[name] for name in ("clusters", "joined_groups", "samples")}
+    left = sorted(path.name for path in folder.iterdir())
+    return (ref.digest, manifest.counts, counted, sides, left), manifest.report["compared"]
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.data())
+def test_a_refresh_gives_the_bytes_of_a_build_from_nothing(data):
+    """Whatever came, went or changed: better records, other groups, shards in other places."""
+    shard = st.lists(
+        st.tuples(TEXTS, st.sampled_from([None, 1.0, 2.0]), st.integers(0, 9), st.integers(0, 4)),
+        min_size=1,
+        max_size=7,
+    )
+    threshold, serial, shards = data.draw(st.sampled_from([0.4, 0.7])), 0, []
+    with tempfile.TemporaryDirectory() as folder:
+        for step in range(3):
+            for rows in data.draw(st.lists(shard, min_size=1, max_size=2)):
+                made = [
+                    record(f"id{n}-{serial}", score=score, group=f"g{group}", text=text)
+                    for text, score, n, group in rows
+                ]
+                serial += 1
+                place = data.draw(st.sampled_from([len(shards), len(shards), 0]))
+                shards.insert(place, made)
+            if step and data.draw(st.booleans()):
+                shards.pop(data.draw(st.integers(0, len(shards) - 1)))
+
+            grown, _ = dedup_bytes(Path(folder, "grown"), shards, threshold)
+            fresh, _ = dedup_bytes(Path(folder, f"{step}"), shards, threshold, incremental=False)
+
+            assert grown == fresh
