@@ -111,8 +111,8 @@ ARMS = {
         ),
         *_FULL,
         Arm(
-            "1b-starloom", "starloom's trainer", "1b", rows=16, accumulation=2, loop="starloom",
-            attention="varlen", head="chunked", dropout=0.0, fused=True,
+            "1b-starloom", "starloom: what `starloom run` trains with", "1b", rows=16,
+            accumulation=2, loop="starloom", dropout=0.0, seconds=120,
         ),
         *_LORA,
         Arm(

@@ -1,21 +1,28 @@
 """The three ways to train that the arms compare: a bare loop, the seeds' script, and starloom's."""
 
+import contextlib
 import itertools
+import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from benchmarks.gpu.arms import Arm
 from benchmarks.gpu.documents import PAD, Documents, pad_documents
 from benchmarks.gpu.models import LEARNING_RATE, WEIGHT_DECAY, Optimizer, computing
 from benchmarks.gpu.windows import Windows
-from pipelines.training.collate import Collator, FlatShape, PackedRow
+from pipelines.training.collate import Collator, FlatShape
 from pipelines.training.head_loss import HeadLoss
 
 MANY = 10**6
+# What torchrun gives its only rank.
+ONE_RANK = {
+    "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
+}  # fmt: skip
 
 
 def train_bare(arm: Arm, model: Any, documents: Documents, windows: Windows) -> None:
@@ -133,22 +140,43 @@ def stop_when_full(windows: Windows) -> Any:
     return Steps()
 
 
-class RowsDataset:
-    """Packed rows in memory, with what PackedTrainer asks of a dataset."""
-
-    def __init__(self, rows: list[PackedRow]) -> None:
-        self._rows = rows
-
-    def set_epoch(self, epoch: int) -> None:
-        """Every epoch reads the same pass."""
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> PackedRow:
-        row = self._rows[index]
-        return PackedRow(row.input_ids, row.labels, np.asarray(row.lengths))
+class Enough(Exception):
+    """All windows are full: what follows in a run, a saved model, is not measured."""
 
 
-def train_starloom(arm: Arm, model: Any, documents: Documents, windows: Windows) -> None:
-    raise NotImplementedError
+def train_starloom(arm: Arm, documents: Documents, windows: Windows) -> Any:
+    """Train a run as `starloom run` does: a rank's entry point, as torchrun starts it.
+
+    Returns the model, which the recipe describes and the rank builds.
+    """
+    from transformers import TrainerCallback
+
+    from benchmarks.gpu.runs import make_run
+    from pipelines.training import trainer
+
+    class Steps(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if windows.step():
+                raise Enough
+
+    class Measured(trainer.PackedTrainer):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            models.append(self.model)
+            self.add_callback(Steps())
+
+        def training_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+            real = inputs["input_ids"] != PAD
+            windows.add(real.sum(), real.numel(), ((inputs["position_ids"] + 1) * real).sum())
+            return super().training_step(model, inputs, *rest, **options)
+
+    models: list[Any] = []
+    on_cpu = arm.shape == "tiny"
+    os.environ |= ONE_RANK
+    trainer.PackedTrainer = Measured
+    trainer.disable_compiled_ops = lambda: None  # DeepSpeed's; it is not installed, nor used
+    with tempfile.TemporaryDirectory() as folder:
+        run, stages = make_run(arm, documents, Path(folder), on_cpu=on_cpu)
+        with contextlib.suppress(Enough):
+            trainer.train(run, stages["pack"], stages["tokenizer"])
+    return models[0]

@@ -79,6 +79,7 @@ class Optimizer:
             updated, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=fused or None
         )
 
+    @torch.no_grad()
     def step(self) -> None:
         """Clip, update, and drop the gradients."""
         torch.nn.utils.clip_grad_norm_(self._trained, 1.0)

@@ -79,7 +79,8 @@ def in_process(folder: Path, *, dry_run: bool) -> Measure:
     """Return a function that measures an arm in a process of its own."""
     environment = {
         **os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONUNBUFFERED": "1",
     }  # fmt: skip
 
     def measure(arm: Arm, rows: int, seconds: float) -> Result:
