@@ -164,19 +164,18 @@ def trace(run_name: str, records: bool) -> None:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a recipe key.")
 @click.option("--smoke", is_flag=True, help="Check the smoke form of the recipe.")
 def doctor(recipe: str, data: str | None, overrides: tuple[str, ...], smoke: bool) -> None:
-    """Check what a recipe needs on this machine."""
+    """Check what a recipe needs here: memory, time, access, data.
+
+    Exit code 1: it cannot run here; what would is shown.
+    """
+    from pipelines.doctor import doctor as diagnose
+    from pipelines.fitting import Asked
     from pipelines.overrides import parse_override
     from pipelines.plan import data_root
-    from pipelines.preflight import GB, check, count_gpus, estimate_disk
-    from pipelines.recipe import load_recipe
 
     changes: dict[str, Any] = dict(parse_override(text) for text in overrides)
-    loaded = load_recipe(recipe, data=data, overrides=changes, smoke=smoke)
-    check(loaded, data_root(), train_here=True)
-    click.echo(f"recipe   {loaded.name}: {loaded.description}")
-    click.echo(f"hardware {loaded.hardware} ({count_gpus()} GPUs here)")
-    click.echo(f"disk     about {estimate_disk(loaded) / GB:.1f} GB below {data_root()}")
-    click.echo("ready")
+    for line in diagnose(Asked(recipe, data, changes, smoke), data_root()):
+        click.echo(line)
 
 
 @starloom.command()

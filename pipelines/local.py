@@ -10,9 +10,9 @@ from pipelines.evals.card import write_card
 from pipelines.evals.launch import evaluate
 from pipelines.evals.publish import publish
 from pipelines.evals.scorecard import Verdict, verdict
+from pipelines.fitting import Asked
 from pipelines.plan import Refs, data_root, open_store, prepare
-from pipelines.preflight import check
-from pipelines.recipe import load_recipe
+from pipelines.preflight import check, check_run
 from pipelines.runs import Run, open_run
 from pipelines.sources.fetch import fetch_missing
 from pipelines.training.launch import launch
@@ -41,8 +41,9 @@ def finetune(
     publish_model: bool = False,
 ) -> Finished:
     """Prepare, train, evaluate, gate, card. Whatever is finished already is reused."""
-    recipe = load_recipe(recipe_name, data=data, overrides=overrides, smoke=smoke)
-    check(recipe, data_root(), train_here=True)
+    asked = Asked(recipe_name, data, overrides or {}, smoke)
+    recipe = asked.load()
+    check(recipe, data_root(), train_here=True, asked=asked)
     fetch_missing(recipe)
     store = open_store(recipe.name)
     refs: Refs = {}
@@ -53,6 +54,7 @@ def finetune(
         )
         logger.info("%-10s %8d rows  %s", ref.stage, ref.rows, how)
     run = open_run(recipe, refs, data_root() / "runs", force=force)
+    check_run(run, store)
     reused = run.trained
     logger.info("train      %s", "finished before, reused" if reused else run.path)
     result = launch(run, store, on_progress=_log_progress)

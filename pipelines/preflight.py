@@ -1,18 +1,27 @@
 """Checks before any long work: what is missing is said in one line, all of it at once."""
 
-import json
 import os
 import shutil
-import subprocess
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from pipelines.base_model import find_config, find_shape, model_problems
 from pipelines.curate.language_model import find_model
-from pipelines.errors import PreflightError
+from pipelines.dataset_checks import Dataset, find_dataset, run_problems, trained_problems
+from pipelines.errors import PreflightError, StarloomError
+from pipelines.fitting import Alternative, Asked, alternatives, memory_problems, method
+from pipelines.hardware_settings import Hardware
+from pipelines.machine import Machine, count_gpus, look_around
+from pipelines.plan import open_store
 from pipelines.recipe import Recipe, load_hardware
+from pipelines.runs import Run
+from pipelines.sampling import Sample, sample_problems
 from pipelines.sources import check_sources
+from pipelines.store import Store
+from pipelines.training.estimate import GIB, estimate_memory
 from pipelines.training.quantization import quantization_problems
 from pipelines.training.reporters import reporter_problems
+from pipelines.training.shapes import Shape
 from pipelines.training.targets import target_problems
 
 GB = 10**9
@@ -21,46 +30,121 @@ CHECKPOINT_BYTES_PER_PARAMETER = 16
 STAGES_BYTES = GB // 2
 
 
-def check(recipe: Recipe, root: Path, *, train_here: bool = False) -> None:
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was found out about a recipe on this machine; `problems` keep it from running."""
+
+    recipe: Recipe
+    hardware: Hardware
+    machine: Machine
+    shape: Shape | None
+    dataset: Dataset | None
+    sample: Sample | None
+    problems: list[str]
+    notes: list[str] = field(default_factory=list)
+    instead: list[Alternative] = field(default_factory=list)
+
+
+def check(
+    recipe: Recipe,
+    root: Path,
+    *,
+    train_here: bool = False,
+    data_only: bool = False,
+    asked: Asked | None = None,
+) -> None:
     """Raise PreflightError naming everything this recipe lacks on this machine.
 
-    `train_here` also checks the recipe's hardware; leave it False where another node trains.
+    `train_here` also checks the recipe's hardware and memory; leave it False where another node
+    trains. With `data_only` no model is needed, only its tokenizer. `asked` is how the recipe was
+    asked for, from which the alternatives to one that does not fit are made.
     """
-    problems = [*_source_problems(recipe), *_model_problems(recipe), *disk_problems(recipe, root)]
-    problems += _adapter_problems(recipe)
-    problems += quantization_problems(recipe, load_hardware(recipe.hardware), here=train_here)
-    if train_here:
-        problems += [*hardware_problems(recipe), *reporter_problems(recipe)]
+    found = examine(recipe, root, train_here=train_here, data_only=data_only, asked=asked)
+    if found.problems:
+        raise PreflightError(f"recipe {recipe.name}: {_in_one_line(found)}")
+
+
+def check_run(run: Run, store: Store) -> None:
+    """Raise PreflightError where the stored dataset of a run does not fit the run's recipe."""
+    problems = run_problems(run, store)
     if problems:
-        raise PreflightError(f"recipe {recipe.name}: " + "; ".join(problems))
+        raise PreflightError(f"run {run.name}: " + "; ".join(problems))
 
 
-def _adapter_problems(recipe: Recipe) -> list[str]:
-    """Check target modules against the base's architecture, where its config.json is here."""
+def examine(
+    recipe: Recipe,
+    root: Path,
+    *,
+    train_here: bool,
+    data_only: bool = False,
+    asked: Asked | None = None,
+) -> Findings:
+    """Check everything and return it, problems and all."""
+    hardware, shape = load_hardware(recipe.hardware), find_shape(recipe)
+    machine = replace(look_around(), gpus=count_gpus()) if train_here else Machine()
+    too_large: list[str] = []
+    problems: list[str] = []
+    if train_here:
+        too_large = hardware_problems(recipe, shape)
+        if shape is not None:
+            too_large += memory_problems(recipe, shape, hardware, machine)
+        problems += [*too_large, *reporter_problems(recipe)]
+    problems += [*_source_problems(recipe), *model_problems(recipe, weights=not data_only)]
+    problems += disk_problems(recipe, root, data_only=data_only)
+    if not data_only:
+        problems += [*_adapter_problems(recipe, shape), *position_problems(recipe, shape)]
+        problems += quantization_problems(recipe, hardware, here=train_here)
+    dataset, sample, data_problems, notes = _data(recipe)
+    problems += data_problems
+    instead = alternatives(asked or Asked(recipe.name), machine) if too_large else []
+    return Findings(recipe, hardware, machine, shape, dataset, sample, problems, notes, instead)
+
+
+def _data(recipe: Recipe) -> tuple[Dataset | None, Sample | None, list[str], list[str]]:
+    """Look at the stored dataset, or where there is none, render a few records."""
+    try:
+        dataset, notes = find_dataset(recipe, open_store(recipe.name))
+    except StarloomError as error:
+        return None, None, [str(error)], []
+    if dataset is not None:
+        return dataset, None, trained_problems(dataset), notes
+    sample, problems = sample_problems(recipe)
+    return None, sample, problems, notes
+
+
+def _in_one_line(found: Findings) -> str:
+    text = "; ".join(found.problems)
+    here = [each.text for each in found.instead if each.where == "here"]
+    if here:
+        text += f". Fits here: {', or '.join(here)}"
+    for each in found.instead:
+        if each.where != "here":
+            text += f". Fits {each.where}: {each.text}"
+    return text
+
+
+def position_problems(recipe: Recipe, shape: Shape | None) -> list[str]:
+    """Say that rows are longer than the base model's positions."""
+    block = recipe.tokenization.block_size
+    if shape is None or recipe.model.config is not None or block <= shape.positions:
+        return []
+    problem = (
+        f"tokenization.block_size {block} is above the {shape.positions} positions of model "
+        f"{recipe.model.model_name_or_path!r}; set it to {shape.positions} or less"
+    )
+    return [problem]
+
+
+def _adapter_problems(recipe: Recipe, shape: Shape | None) -> list[str]:
+    """Check target modules against the base's architecture, where it is known."""
     if recipe.adapter is None:
         return []
-    model_type = _model_type(recipe)
+    model_type = shape.model_type if shape else None
+    name = recipe.model.model_name_or_path
+    if model_type is None and name is not None:
+        config = find_config(name, recipe.model.revision) or {}
+        model_type = str(config.get("model_type", ""))
     return target_problems(recipe.adapter.target_modules, model_type) if model_type else []
-
-
-def _model_type(recipe: Recipe) -> str | None:
-    name, revision = recipe.model.model_name_or_path, recipe.model.revision
-    if name is None:
-        return recipe.model.config.model_type if recipe.model.config else None
-    path: Any = Path(name).expanduser() / "config.json"
-    if not path.is_file():
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            path = try_to_load_from_cache(name, "config.json", revision=revision)
-        except HFValidationError:  # a path, and no folder there: said elsewhere
-            return None
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return None
-    return str(config.get("model_type")) if isinstance(config, dict) else None
 
 
 def _source_problems(recipe: Recipe) -> list[str]:
@@ -78,9 +162,9 @@ def _source_problems(recipe: Recipe) -> list[str]:
     return problems
 
 
-def disk_problems(recipe: Recipe, root: Path) -> list[str]:
+def disk_problems(recipe: Recipe, root: Path, *, data_only: bool = False) -> list[str]:
     """Compare the free space at the data root with the estimate."""
-    needed = estimate_disk(recipe)
+    needed = STAGES_BYTES if data_only else estimate_disk(recipe)
     existing = next(path for path in (root, *root.parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         return [f"{root}: not a folder that can be written to; set STARLOOM_DATA to one"]
@@ -92,31 +176,25 @@ def disk_problems(recipe: Recipe, root: Path) -> list[str]:
 
 
 def estimate_disk(recipe: Recipe) -> int:
-    """Return the bytes a run may need: data stages, checkpoints (one more while saving), model."""
-    parameters = count_parameters(recipe)
-    kept = recipe.training.save_total_limit + recipe.training.load_best_model_at_end
-    checkpoints = (kept + 1) * CHECKPOINT_BYTES_PER_PARAMETER
-    return STAGES_BYTES + parameters * (checkpoints + 4)
+    """Return the bytes a run may need: data stages, checkpoints (one more while saving), model.
+
+    An adapter's checkpoints hold the adapter; the model that is written at the end is whole.
+    """
+    shape = find_shape(recipe)
+    if shape is None:
+        return STAGES_BYTES
+    trained = shape.adapter_parameters(recipe.adapter) if recipe.adapter else shape.parameters
+    kept = recipe.training.save_total_limit + recipe.training.load_best_model_at_end + 1
+    return STAGES_BYTES + kept * CHECKPOINT_BYTES_PER_PARAMETER * trained + 4 * shape.parameters
 
 
 def count_parameters(recipe: Recipe) -> int:
-    """Return the parameters of a model from `config`; 0 where unknown.
-
-    Per layer: queries, keys and values n(n + 2n/h), output n^2, the MLP's two matrices 8n^2 (three,
-    12n^2, where it is gated), biases and norms about 13n. Gated families have a head of their own.
-    """
-    config = recipe.model.config
-    if config is None:
-        return 0
-    n, vocab = config.n_embd, recipe.tokenizer.train_vocab_size or 49_152
-    head = n // config.n_head
-    gated = config.model_type in ("llama", "qwen2")
-    layer = n * (n + 2 * head) + (13 if gated else 9) * n * n + 13 * n
-    positions = config.n_positions if config.model_type == "gpt_bigcode" else 0
-    return config.n_layer * layer + (vocab * (2 if gated else 1) + positions) * n
+    """Return the parameters of the recipe's model; 0 where its sizes are not known."""
+    shape = find_shape(recipe)
+    return shape.parameters if shape else 0
 
 
-def hardware_problems(recipe: Recipe) -> list[str]:
+def hardware_problems(recipe: Recipe, shape: Shape | None = None) -> list[str]:
     """Say where this machine has fewer GPUs than the recipe's hardware file names."""
     hardware = load_hardware(recipe.hardware)
     if hardware.device == "cpu":
@@ -127,55 +205,8 @@ def hardware_problems(recipe: Recipe) -> list[str]:
     problem = (
         f"hardware {recipe.hardware!r} needs {hardware.processes_per_node} GPU(s), {found} here"
     )
+    if shape is not None:
+        each = estimate_memory(recipe, shape, hardware).total / GIB
+        problem += f" (each with {each:.0f} GiB for {method(recipe)} of "
+        problem += f"{shape.parameters / 1e9:.1f} B parameters)"
     return [f"{problem}; choose another with --set hardware=NAME, or try `--smoke` on CPU"]
-
-
-def count_gpus() -> int:
-    """Return the number of NVIDIA GPUs the driver lists, without importing torch."""
-    if shutil.which("nvidia-smi") is None:
-        return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
-
-
-def _model_problems(recipe: Recipe) -> list[str]:
-    """Check that the base model is a readable folder, cached, or open to us on the hub."""
-    name = recipe.model.model_name_or_path
-    if name is None:
-        return []
-    if Path(name).is_dir():
-        return _folder_problems(Path(name))
-    if name.startswith((".", "/", "~")):
-        return [f"model.model_name_or_path: no folder {name!r}"]
-    return _hub_problems(name, recipe.model.revision)
-
-
-def _folder_problems(folder: Path) -> list[str]:
-    if not (folder / "config.json").is_file():
-        return [f"model folder {folder}: no config.json, so it is not a transformers model"]
-    if not list(folder.glob("*.safetensors")):
-        return [f"model folder {folder}: no *.safetensors (pickle weights are refused)"]
-    return []
-
-
-def _hub_problems(name: str, revision: str | None) -> list[str]:
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-        return []
-    page = f"https://huggingface.co/{name}"
-    local = "or set model.model_name_or_path to a local folder, or try `--smoke`"
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return [f"model {name!r} is not in the local cache and HF_HUB_OFFLINE is set; {local}"]
-    try:
-        HfApi().model_info(name, revision=revision, timeout=10)
-    except GatedRepoError:
-        return [f"model {name!r} is gated: accept its license on {page}, `hf auth login`, {local}"]
-    except RepositoryNotFoundError:
-        return [f"model {name!r} does not exist or needs a login: see {page}; {local}"]
-    except (HfHubHTTPError, OSError) as error:
-        return [f"model {name!r}: the hub cannot be reached ({type(error).__name__}); {local}"]
-    except Exception as error:  # noqa: BLE001 - httpx errors share no base with OSError
-        return [f"model {name!r}: the hub cannot be reached ({type(error).__name__}); {local}"]
-    return []

@@ -1,0 +1,157 @@
+"""The base model of a recipe as seen from outside: is it here, may it be had, how large is it.
+
+Nothing is loaded: config.json from a folder or the Hub's cache, or a table of well-known models.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.recipe import Recipe
+from pipelines.training.shapes import Shape, known_shape, read_shape, scratch_shape
+
+DEFAULT_VOCABULARY = 49_152  # StarCoder's, where a tokenizer's own size is not known
+# Models whose files the Hub gives only to those who accepted their license.
+GATED = (
+    "bigcode/starcoder", "bigcode/starcoderbase", "bigcode/starcoderplus",
+    "bigcode/starcoderbase-1b", "bigcode/starcoderbase-3b", "bigcode/starcoderbase-7b",
+    "meta-llama/",
+)  # fmt: skip
+TOKENIZER_FILE = "tokenizer.json"
+ON = ("1", "true", "yes", "on")
+
+
+def find_shape(recipe: Recipe) -> Shape | None:
+    """Return the sizes of the recipe's model; None where neither its config nor its name is known.
+
+    Raises nothing: what is wrong with a model is said by `model_problems`.
+    """
+    name, config = recipe.model.model_name_or_path, recipe.model.config
+    if config is not None:
+        vocab = recipe.tokenizer.train_vocab_size or _vocabulary(recipe) or DEFAULT_VOCABULARY
+        return scratch_shape(config, vocab)
+    assert name is not None, "the recipe's validator asks for one of them"
+    found = find_config(name, recipe.model.revision)
+    return (read_shape(found) if found else None) or known_shape(name)
+
+
+def find_config(name: str, revision: str | None) -> Mapping[str, Any] | None:
+    """Return a model's config.json from its folder or the Hub's cache, None where there is none."""
+    path = find_file(name, revision, "config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path else None
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+def find_file(name: str, revision: str | None, file: str) -> Path | None:
+    """Return the path of a model's file in its folder or the Hub's cache, None where it is not."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder / file if (folder / file).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, file, revision=revision)
+    except HFValidationError:  # a path, and no folder there
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def model_problems(recipe: Recipe, *, weights: bool = True) -> list[str]:
+    """Say why the base model cannot be had: not a folder of one, not cached, gated, no such model.
+
+    Without `weights` only its tokenizer has to be here, as for the data stages.
+    """
+    name = recipe.model.model_name_or_path
+    if not weights:
+        return _tokenizer_access(recipe)
+    if name is None:
+        return []
+    if Path(name).expanduser().is_dir():
+        return _folder_problems(Path(name).expanduser())
+    if name.startswith((".", "/", "~")):
+        return [f"model.model_name_or_path: no folder {name!r}"]
+    if find_file(name, recipe.model.revision, "config.json"):
+        return []
+    local = "or set model.model_name_or_path to a local folder, or try `--smoke`"
+    return _hub_problems("model", name, recipe.model.revision, local)
+
+
+def _tokenizer_access(recipe: Recipe) -> list[str]:
+    if recipe.tokenizer.train_vocab_size:
+        return []
+    name = recipe.tokenizer.name_or_path or recipe.model.model_name_or_path
+    assert name is not None, "the recipe's validator asks for one of them"
+    revision = recipe.model.revision if name == recipe.model.model_name_or_path else None
+    if Path(name).expanduser().is_dir() or find_file(name, revision, TOKENIZER_FILE):
+        return []  # what is in a folder is read by the tokenizer's own check
+    if name.startswith((".", "/", "~")):
+        return [f"tokenizer {name!r}: no such folder"]
+    local = (
+        "of the model the data stages need its tokenizer.json only: `hf download "
+        f"{name} {TOKENIZER_FILE}` where there is access brings it, or set tokenizer.name_or_path "
+        "to a local folder with it"
+    )
+    return _hub_problems("tokenizer of", name, revision, local)
+
+
+def _folder_problems(folder: Path) -> list[str]:
+    if not (folder / "config.json").is_file():
+        return [f"model folder {folder}: no config.json, so it is not a transformers model"]
+    if not list(folder.glob("*.safetensors")):
+        return [f"model folder {folder}: no *.safetensors (pickle weights are refused)"]
+    return []
+
+
+def login_steps(name: str) -> str:
+    """Return the exact steps to the files of a gated model."""
+    return (
+        f"accept its license on https://huggingface.co/{name} in the browser, then `hf auth login` "
+        "(or HF_TOKEN=<a token with read access> in the environment)"
+    )
+
+
+def _hub_problems(what: str, name: str, revision: str | None, local: str) -> list[str]:
+    """Ask the Hub whether this machine may download a model's files."""
+    subject, gated = f"{what} {name!r}", name.startswith(GATED)
+    steps = f" and is gated: {login_steps(name)}" if gated else ""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ON:
+        return [
+            f"{subject} is not in the local cache and HF_HUB_OFFLINE is set{steps}; {local}"
+            if not gated
+            else f"{subject} is not in the local cache (HF_HUB_OFFLINE is set){steps}; {local}"
+        ]
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        api = HfApi()
+        api.auth_check(name)  # model_info answers for gated models to anybody
+        api.model_info(name, revision=revision, timeout=10)
+    except GatedRepoError:
+        who = "your token has no access to it" if get_token() else "no token is set here"
+        return [f"{subject} is gated and {who}: {login_steps(name)}; {local}"]
+    except RepositoryNotFoundError:
+        page = f"https://huggingface.co/{name}"
+        return [f"{subject} does not exist or needs a login: see {page}, `hf auth login`; {local}"]
+    except Exception as error:  # noqa: BLE001 - httpx errors share no base with OSError
+        reason = f"the hub cannot be reached ({type(error).__name__})"
+        return [f"{subject} is not in the local cache, {reason}{steps}; {local}"]
+    return []
+
+
+def _vocabulary(recipe: Recipe) -> int | None:
+    """Return the number of ids of a given tokenizer's file, None where it is not here."""
+    name = recipe.tokenizer.name_or_path
+    path = find_file(name, None, TOKENIZER_FILE) if name else None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        ids = [*found["model"]["vocab"].values(), *(t["id"] for t in found["added_tokens"])]
+        return int(max(ids)) + 1
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -1,0 +1,278 @@
+"""How much memory one training process takes, before anything is loaded.
+
+What is held throughout (weights, optimizer state) is added to what four moments hold besides: the
+loss at the head, the backward pass of a block, the optimizer's step, an evaluation. The largest
+counts. benchmarks/training_memory.py holds the estimates against measured peaks.
+"""
+
+from dataclasses import dataclass, fields
+
+from pipelines.hardware_settings import Hardware
+from pipelines.recipe import Recipe
+from pipelines.training.activations import DENSE_HEAD_BYTES, Numbers, block_bytes
+from pipelines.training.shapes import Shape
+
+GIB = 2**30
+ADAM_BYTES = 8  # two moments in float32
+# DeepSpeed's defaults, in elements: what it gathers ahead and keeps, what it reduces at once.
+LIVE_PARAMETERS, PREFETCHED, REDUCED = 10**9, 5 * 10**7, 5 * 10**8
+# Imports and libraries on CPU, by measurement; CUDA's context, kernels and workspaces, and NCCL's
+# buffers, from experience: there was no GPU to measure them on.
+CPU_FRAMEWORK = 0.55
+CPU_DEEPSPEED = 0.25
+CUDA_FRAMEWORK, NCCL_BUFFERS = 1.2, 0.8
+CUDA_FRAGMENTS = 0.05  # of what is allocated and freed in a step
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one process at the moment of its peak, which `moment` names.
+
+    On a GPU they are the GPU's; `host` is what the process takes of the machine's memory.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    buffers: float
+    framework: float
+    host: float = 0.0
+    moment: str = ""
+
+    @property
+    def total(self) -> float:
+        """Return all bytes on the device."""
+        parts = (f.name for f in fields(self) if f.name not in ("host", "moment"))
+        return float(sum(getattr(self, name) for name in parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A recipe on a hardware, with the counts that all moments need."""
+
+    recipe: Recipe
+    shape: Shape
+    hardware: Hardware
+
+    @property
+    def zero(self) -> bool:
+        return self.hardware.strategy.startswith("zero")
+
+    @property
+    def shards(self) -> int:
+        return self.hardware.num_nodes * self.hardware.processes_per_node
+
+    @property
+    def strategy(self) -> str:
+        return self.hardware.strategy
+
+    @property
+    def offload(self) -> str:
+        return str(getattr(self.hardware, "offload", "none"))
+
+    @property
+    def half(self) -> bool:
+        return self.recipe.model.dtype == "bfloat16"
+
+    @property
+    def trained(self) -> int:
+        adapter = self.recipe.adapter
+        return self.shape.adapter_parameters(adapter) if adapter else self.shape.parameters
+
+    @property
+    def numbers(self) -> Numbers:
+        on_cuda = self.hardware.device == "cuda"
+        if not self.half:
+            return Numbers(4, 4, autocast=False, on_cuda=on_cuda)
+        if self.zero:
+            return Numbers(2, 2, autocast=False, on_cuda=on_cuda)
+        narrow = self.recipe.adapter is not None or self.strategy == "fsdp2"
+        return Numbers(2, 2 if narrow else 4, autocast=True, on_cuda=on_cuda)
+
+    @property
+    def tokens(self) -> int:
+        training = self.recipe.training
+        return training.per_device_train_batch_size * self.recipe.tokenization.block_size
+
+
+def estimate_memory(recipe: Recipe, shape: Shape, hardware: Hardware) -> Memory:
+    """Return what one process of a run needs at its peak."""
+    job = _Job(recipe, shape, hardware)
+    return max((moment(job) for moment in (_at_head, _in_block, _at_step, _in_evaluation)),
+               key=lambda memory: memory.total)  # fmt: skip
+
+
+def _moment(job: _Job, moment: str, *, gradients: float = 0.0, activations: float = 0.0,
+            logits: float = 0.0, buffers: float = 0.0) -> Memory:  # fmt: skip
+    """Add what a moment holds to what is held throughout."""
+    on_cuda = job.hardware.device == "cuda"
+    framework = _framework(job)
+    buffers += _buffers(job)
+    if on_cuda:
+        framework += CUDA_FRAGMENTS * (activations + logits + buffers)
+    weights, optimizer = _weights(job), _optimizer(job)
+    return Memory(weights, gradients, optimizer, activations, logits, buffers, framework,
+                  _host(job) if on_cuda else 0.0, moment)  # fmt: skip
+
+
+def _weights(job: _Job) -> float:
+    """Return the bytes of the weights as they are kept between steps."""
+    model, n = job.recipe.model, job.shape.parameters
+    adapters = job.trained if job.recipe.adapter else 0
+    if model.quantization_config is not None:
+        return _quantized(job) + 4 * adapters
+    if job.offload == "all":
+        return 0.0
+    shards = job.shards if job.strategy in ("zero3", "fsdp2") else 1
+    width = 2 if job.half and (job.zero or job.recipe.adapter) else 4
+    return (width * n + (2 if job.half and job.zero else 4) * adapters) / shards
+
+
+def _quantized(job: _Job) -> float:
+    """Return a 4 or 8 bit base: its blocks' matrices shrink, all else is kept in float32."""
+    settings, shape = job.recipe.model.quantization_config, job.shape
+    assert settings is not None
+    matrices = shape.layers * shape.block_matrices
+    # A scale for 64 numbers: in float32, or in 8 bit with another scale for 256 of those.
+    scales = (1 / 64 + 4 / (64 * 256)) if settings.bnb_4bit_use_double_quant else 4 / 64
+    width = 0.5 + scales if settings.load_in_4bit else 1.0
+    return width * matrices + 4 * (shape.parameters - matrices)
+
+
+def _optimizer(job: _Job) -> float:
+    """Return Adam's moments, and the float32 weights that DeepSpeed keeps beside those it uses."""
+    if job.offload != "none" and job.hardware.device == "cuda":
+        return 0.0
+    shards = 1 if job.strategy == "ddp" else job.shards
+    return (ADAM_BYTES + (4 if job.zero else 0)) * job.trained / shards
+
+
+def _gradients(job: _Job) -> float:
+    """Return the gradients that outlive a backward pass."""
+    if job.strategy == "ddp":
+        return 4.0 * job.trained
+    if job.offload != "none" and job.hardware.device == "cuda":
+        return 0.0
+    width = 2 if job.half and job.zero else 4
+    return width * job.trained / job.shards
+
+
+def _buffers(job: _Job) -> float:
+    """Return what a strategy communicates through, held throughout."""
+    n, strategy, width = job.trained, job.strategy, job.numbers.compute
+    if strategy == "ddp":
+        return 4.0 * n if job.shards > 1 or job.hardware.device == "cuda" else 0.0
+    on_cuda = job.hardware.device == "cuda"
+    if strategy == "fsdp2":
+        block = job.shape.block_matrices + job.shape.block_vectors
+        live = (3 * block + job.shape.embeddings) * width
+        return live + 4.0 * (block + job.shape.embeddings) * (job.recipe.adapter is None)
+    # Two buckets take turns where communication overlaps; on CPU untouched pages are none.
+    reduced = REDUCED * 2 if on_cuda else min(n, REDUCED)
+    live = 0
+    if strategy == "zero3":
+        live = min(job.shape.parameters, LIVE_PARAMETERS) + PREFETCHED * on_cuda
+    return float(width * (reduced + live))
+
+
+def _framework(job: _Job) -> float:
+    if job.hardware.device == "cpu":
+        return (CPU_FRAMEWORK + (CPU_DEEPSPEED if job.zero else 0)) * GIB
+    return (CUDA_FRAMEWORK + (NCCL_BUFFERS if job.shards > 1 else 0)) * GIB
+
+
+def _host(job: _Job) -> float:
+    """Return the machine's memory of one process: it loads the whole model before it shards."""
+    model = job.recipe.model
+    width = 4 if job.recipe.adapter is None or not job.half else 2
+    loaded = 0.0 if model.quantization_config else float(width * job.shape.parameters)
+    offloaded = 0.0
+    if job.offload != "none":
+        offloaded = (ADAM_BYTES + 4 + 4) * job.trained / job.shards
+    if job.offload == "all":
+        offloaded += 2 * job.shape.parameters / job.shards
+    return max(loaded, offloaded) + (CPU_FRAMEWORK + 1) * GIB
+
+
+def _saved(job: _Job) -> tuple[float, float]:
+    """Return the bytes saved by all blocks, and by the one that is recomputed."""
+    recipe, shape, numbers = job.recipe, job.shape, job.numbers
+    row = recipe.tokenization.block_size
+    block = job.tokens * block_bytes(
+        shape, numbers, row, recipe.model.attn_implementation, recipe.adapter
+    )
+    stream = job.tokens * shape.hidden * numbers.stream
+    ends = 2 * stream + job.tokens * 40  # around the blocks; ids, labels and positions
+    if recipe.training.gradient_checkpointing:
+        return shape.layers * stream + ends, block
+    return shape.layers * block + ends, 0.0
+
+
+def _casts(job: _Job) -> float:
+    """Return autocast's copies of trained float32 weights, kept until the forward pass ends."""
+    if not job.numbers.autocast or job.recipe.adapter is not None:
+        return 0.0
+    matrices = job.shape.layers * job.shape.block_matrices
+    return 2.0 * (matrices + job.shape.vocab * job.shape.hidden)
+
+
+def _accumulated(job: _Job) -> float:
+    """Return the gradients of the batches before, which the next one is added to."""
+    accumulates = job.recipe.training.gradient_accumulation_steps > 1
+    return _gradients(job) if accumulates or job.zero else 0.0
+
+
+def _at_head(job: _Job) -> Memory:
+    saved, _ = _saved(job)
+    return _moment(
+        job,
+        "loss",
+        gradients=_accumulated(job),
+        activations=saved + _casts(job),
+        logits=DENSE_HEAD_BYTES * job.shape.vocab * job.tokens,
+    )
+
+
+def _in_block(job: _Job) -> Memory:
+    """Take the last block, which goes first: all others are saved, the head has its gradient."""
+    saved, recomputed = _saved(job)
+    shape, numbers = job.shape, job.numbers
+    working = job.tokens * (2 * shape.inner * numbers.compute + 4 * shape.hidden * numbers.stream)
+    head = 0.0 if job.recipe.adapter else 4.0 * shape.vocab * shape.hidden
+    before = _accumulated(job)
+    gradients = max(before, head) if job.strategy == "ddp" else before + head
+    if job.recipe.training.gradient_checkpointing:
+        casts = 2.0 * shape.block_matrices if _casts(job) else 0.0
+    else:
+        casts = _casts(job)
+    if job.recipe.model.quantization_config is not None:
+        working += 2 * max(a * b for a, b in shape.linear_layers.values())  # in 16 bit, in turn
+    return _moment(
+        job,
+        "backward pass",
+        gradients=gradients,
+        activations=saved + recomputed + working + casts,
+    )
+
+
+def _at_step(job: _Job) -> Memory:
+    """Adam's step: on GPUs it is taken for all tensors at once, with as much again for the root."""
+    temporary = 4.0 * job.trained / (1 if job.strategy == "ddp" else job.shards)
+    if job.hardware.device == "cpu" and not job.zero:
+        temporary = 8.0 * max(job.shape.vocab * job.shape.hidden, 0) * (job.recipe.adapter is None)
+    elif job.offload != "none":
+        temporary = 0.0
+    elif job.zero:
+        temporary *= 2  # the gradients in float32, too
+    return _moment(job, "optimizer's step", gradients=_gradients(job), buffers=temporary)
+
+
+def _in_evaluation(job: _Job) -> Memory:
+    """Add up the logits of the evaluated rows, those of trained tokens, their log-softmax."""
+    batch = job.recipe.training.per_device_eval_batch_size
+    tokens = batch * job.recipe.tokenization.block_size
+    working = tokens * (2 * job.shape.inner + 6 * job.shape.hidden) * job.numbers.compute
+    logits = DENSE_HEAD_BYTES * job.shape.vocab * tokens
+    return _moment(job, "evaluation", activations=working, logits=logits)
