@@ -9,6 +9,7 @@ import ast
 import functools
 import hashlib
 import subprocess
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def _parse(name: str) -> ast.Module:
     return ast.parse(_path(name).read_text(encoding="utf-8"))
 
 
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield a module and its statements at every depth: expressions hold none."""
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        yield node
+        for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+            todo.extend(getattr(node, field, ()))
+
+
 def _path(name: str) -> Path:
     path = ROOT.joinpath(*name.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -70,7 +81,7 @@ def _path(name: str) -> Path:
 @functools.cache
 def _imports(name: str) -> tuple[str, ...]:
     found = []
-    for node in ast.walk(_parse(name)):
+    for node in _statements(_parse(name)):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -81,7 +92,7 @@ def _imports(name: str) -> tuple[str, ...]:
 @functools.cache
 def _module_digest(name: str) -> str:
     tree = _parse(name)
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]

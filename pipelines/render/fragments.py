@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from pipelines.render.fim import LEFT_TO_RIGHT, Draw, Rules, draw_fim, draw_order, render_text
 from pipelines.render.pieces import Piece
 from pipelines.render.text_encoder import TextEncoder, join_texts
-from pipelines.render.token_ends import TokenSizes, find_ends
+from pipelines.render.token_ends import find_ends, token_sizes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -65,11 +65,12 @@ class Splitter:
         """Keep what tokens are counted with."""
         self._tokenizer = tokenizer
         self._encoder = encoder
-        self._sizes = TokenSizes(tokenizer)
         self._block_size = block_size
 
     def split(self, files: Sequence[File]) -> list[list[Fragment]]:
         """Return the fragments of each file; none for one that cannot be cut to fit."""
+        if not files:
+            return []
         ends = self._token_ends([file.text for file in files])
         done: list[list[Fragment]] = [[] for _ in files]
         todo = list(range(len(files)))
@@ -113,7 +114,7 @@ class Splitter:
         """Return for each text the character offset at which each of its tokens ends."""
         data, offsets = join_texts(texts)
         ids, counts = self._encoder.encode_spans(data, offsets)
-        found = find_ends(data, offsets, ids, counts, self._sizes)
+        found = find_ends(data, offsets, ids, counts, token_sizes(self._tokenizer))
         if found is not None:
             return found
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)

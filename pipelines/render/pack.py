@@ -7,6 +7,7 @@ split; no padding is stored. Tokens are gathered through a memory map, a shard i
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,14 +83,14 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
     shards: list[ShardReport] = []
     rows: dict[str, int] = {}
-    lengths: dict[str, list[int]] = {}
+    lengths: dict[str, Array] = {}
     found = {shard.split: None for shard in inputs["tokenize"].shards}
     given = {"wide_ids": vocab_size > UINT16_IDS, "mixing": settings["packing"] != "best-fit"}
     audit: list[dict[str, Any]] = []
     for split in dict.fromkeys((*SPLITS, *found)):
         paths = [path for _, path in inputs["tokenize"].paths(split)]
         examples = gather_examples(paths, work.path, split)
-        lengths[split] = examples.lengths.tolist()
+        lengths[split] = examples.lengths
         rows[split], jobs = _plan_split(examples, split, settings, work.path)
         shards += work.map(pack_shard, jobs, given)
         if split == TRAIN:
@@ -118,7 +119,7 @@ def _plan_split(
     """Write the plans of a split's shards; return the number of its rows, and the jobs."""
     block_size, per_shard = settings["block_size"], settings["rows_per_shard"]
     if settings["packing"] == "best-fit":
-        plan = plan_rows(examples.lengths.tolist(), block_size)
+        plan = plan_rows(examples.lengths, block_size)
         segments = whole_examples(order_rows(plan, split, settings), examples)
     else:
         order = order_rows([[i] for i in range(len(examples.lengths))], split, settings)
@@ -126,7 +127,7 @@ def _plan_split(
     return len(segments.rows) - 1, list(write_plans(segments, examples, split, per_shard, folder))
 
 
-def plan_rows(lengths: Sequence[int], block_size: int) -> Plan:
+def plan_rows(lengths: Sequence[int] | Array, block_size: int) -> Plan:
     """Assign examples to rows by best-fit decreasing; return the example numbers of each row.
 
     Longest first (ties in order), each into the fullest row that still takes it. The free spaces
@@ -136,9 +137,10 @@ def plan_rows(lengths: Sequence[int], block_size: int) -> Plan:
     rows: Plan = []
     with_space: list[list[int]] = [[] for _ in range(block_size + 1)]
     spaces = 0
-    for example in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        length = lengths[example]
-        assert 0 < length <= block_size, f"example {example} has {length} tokens"
+    sizes = np.asarray(lengths, np.int64)
+    assert ((sizes > 0) & (sizes <= block_size)).all(), f"an example is not 1 to {block_size} long"
+    order = np.argsort(-sizes, kind="stable")
+    for example, length in zip(order.tolist(), sizes[order].tolist(), strict=True):
         fitting = spaces >> length
         if fitting:
             space = length + (fitting & -fitting).bit_length() - 1
@@ -177,8 +179,8 @@ class Segments(NamedTuple):
 
 def whole_examples(plan: Plan, examples: Examples) -> Segments:
     """Return the segments of a plan: every example whole."""
-    chosen = np.fromiter((i for row in plan for i in row), np.int64)
-    rows = np.concatenate([[0], np.cumsum([len(row) for row in plan], dtype=np.int64)])
+    chosen = np.fromiter(chain.from_iterable(plan), np.int64)
+    rows = np.concatenate([[0], np.cumsum(list(map(len, plan)), dtype=np.int64)])
     return Segments(rows, chosen, examples.starts[chosen], examples.lengths[chosen])
 
 

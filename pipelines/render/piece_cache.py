@@ -282,7 +282,8 @@ class _Merges:
         # The id of each byte, -1 where the vocabulary lacks it.
         self.symbols = np.array([vocabulary.get(c, -1) for c in byte_characters()], np.int32)
         self._merged = np.array([vocabulary[left + right] for left, right in pairs], np.int32)
-        ids = np.array([[vocabulary[a], vocabulary[b]] for a, b in pairs], np.int64).reshape(-1, 2)
+        tokens = (vocabulary[token] for pair in pairs for token in pair)
+        ids = np.fromiter(tokens, np.int64, 2 * len(pairs)).reshape(-1, 2)
         self._table = _Table(1, (4 * len(pairs)).bit_length())
         _, order = self._table.add([_join(ids[:, 0], ids[:, 1])])
         self._table.settle(order + 1)

@@ -4,11 +4,13 @@ Both are plain data, the same for the same dataset; the `show_` functions turn t
 """
 
 import hashlib
+import heapq
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from pipelines.render.pieces import IGNORE_INDEX
@@ -20,11 +22,12 @@ BAR = 40
 FENCE = "~~~~~~"
 
 Json = dict[str, Any]
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def report_tokens(
     tokenized: Mapping[str, Any],
-    lengths: Mapping[str, Sequence[int]],
+    lengths: Mapping[str, Sequence[int] | Array],
     rows: Mapping[str, int],
     block_size: int,
 ) -> Json:
@@ -43,7 +46,7 @@ def report_tokens(
         splits[split] = {
             **_with_shares(sums),
             "rows": rows[split],
-            "fill": _ratio(sum(counted), rows[split] * block_size),
+            "fill": _ratio(int(np.sum(counted)), rows[split] * block_size),
             "lengths": _histogram(counted),
         }
     dropped = Counter(tokenized["format"]["dropped"]) + Counter(tokenized["dropped"])
@@ -71,14 +74,15 @@ def choose_audited(
     Short ones come first; among these the choice is a hash of the record id.
     """
     digests = [hashlib.sha256(record_id.encode()).digest() for record_id in record_ids]
-    ranked = sorted(
-        range(len(lengths)), key=lambda i: (lengths[i] > READABLE_TOKENS, digests[i], i)
-    )
-    first_of: dict[tuple[str, str], int] = {}
-    for i in ranked:
-        first_of.setdefault((sources[i], orders[i]), i)
-    chosen = [first_of[kind] for kind in sorted(first_of)][:NUM_AUDITED]
-    others = [i for i in ranked if i not in chosen]
+    ranks = [
+        (length > READABLE_TOKENS, digest) for length, digest in zip(lengths, digests, strict=True)
+    ]
+    of_kind: dict[tuple[str, str], list[int]] = {}
+    for i, kind in enumerate(zip(sources, orders, strict=True)):
+        of_kind.setdefault(kind, []).append(i)
+    chosen = [min(of_kind[kind], key=ranks.__getitem__) for kind in sorted(of_kind)][:NUM_AUDITED]
+    first = heapq.nsmallest(2 * NUM_AUDITED, range(len(lengths)), key=ranks.__getitem__)
+    others = [i for i in first if i not in chosen]
     return [*chosen, *others[: NUM_AUDITED - len(chosen)]]
 
 
@@ -153,10 +157,11 @@ def _ratio(part: int, whole: int) -> float:
     return round(part / whole, 4) if whole else 0.0
 
 
-def _histogram(lengths: Sequence[int]) -> list[list[int]]:
+def _histogram(lengths: Sequence[int] | Array) -> list[list[int]]:
     """Return [at most this many tokens, examples], the limits doubling."""
-    counts = Counter((length - 1).bit_length() for length in lengths)
-    return [[1 << bits, counts[bits]] for bits in sorted(counts)]
+    limits = 1 << np.arange(40)
+    counts = np.bincount(np.searchsorted(limits, lengths), minlength=len(limits))
+    return [[int(limits[i]), int(counts[i])] for i in np.flatnonzero(counts)]
 
 
 def _cells(sums: Mapping[str, Any]) -> list[str]:

@@ -10,41 +10,32 @@ from tokenizers import Tokenizer
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-class TokenSizes:
-    """The bytes of each token of a byte-level vocabulary; None for other vocabularies."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Take a tokenizer; its vocabulary is read when it is needed."""
-        self._tokenizer = tokenizer
-
-    @functools.cached_property
-    def bytes(self) -> Array | None:
-        """Return the bytes of each id: one character of a token stands for one."""
-        split = self._tokenizer.pre_tokenizer
-        spec = json.loads(split.__getstate__()) if split is not None else {}
-        steps = [spec, *spec.get("pretokenizers", ())]
-        if self._tokenizer.normalizer is not None or all(
-            step.get("type") != "ByteLevel" for step in steps
-        ):
-            return None
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        found = np.zeros(max(vocabulary.values(), default=0) + 1, np.int64)
-        for token, index in vocabulary.items():
-            found[index] = len(token)
-        return found
+@functools.lru_cache(maxsize=4)
+def token_sizes(tokenizer: Tokenizer) -> Array | None:
+    """Return the bytes of each id of a byte-level vocabulary; None for other vocabularies."""
+    split = tokenizer.pre_tokenizer
+    spec = json.loads(split.__getstate__()) if split is not None else {}
+    steps = [spec, *spec.get("pretokenizers", ())]
+    if tokenizer.normalizer is not None or all(step.get("type") != "ByteLevel" for step in steps):
+        return None
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    found = np.zeros(max(vocabulary.values(), default=0) + 1, np.int64)
+    # One character of a token stands for a byte.
+    found[list(vocabulary.values())] = list(map(len, vocabulary))
+    return found
 
 
 def find_ends(
-    data: Array, offsets: Array, ids: Array, counts: Array, sizes: TokenSizes
+    data: Array, offsets: Array, ids: Array, counts: Array, sizes: Array | None
 ) -> list[Array] | None:
     """Return for each text the character offset at which each of its tokens ends.
 
     The texts are data[offsets[i]:offsets[i + 1]], UTF-8, and have counts[i] of the ids each. A
     token that ends within a character ends with it. None where ids do not tell.
     """
-    if sizes.bytes is None:
+    if sizes is None:
         return None
-    ends = np.cumsum(sizes.bytes[ids])
+    ends = np.cumsum(sizes[ids])
     last = np.cumsum(counts)
     if not np.array_equal(np.concatenate([[0], ends])[last], offsets[1:]):
         return None
