@@ -43,10 +43,10 @@ down:  ## Stop what `make demo` or `make up` started, and nothing else
 	@if [ -x $(BIN)/starloom ]; then $(BIN)/starloom down; else echo "nothing to stop: no $(VENV)"; fi
 
 test: $(DEV_STAMP)  ## Run the default tests (offline, under 5 minutes on 2 cores)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: $(DEV_STAMP)  ## Run the slow system tests as well: servers, workers, torchrun, kills
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 	@$(BIN)/python -m pytest -m system
 
 lint: $(DEV_STAMP)  ## Check style, types and layering

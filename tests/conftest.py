@@ -18,6 +18,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0", "")
 
 
+def pytest_collection_modifyitems(items):
+    """Give each module to one process as a whole; all flows share one Prefect server."""
+    for item in items:
+        module = item.nodeid.partition("::")[0]
+        group = "flows" if "/flows/" in module else module
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def data_root(tmp_path, monkeypatch):
     """Point the data root at a temporary folder."""
