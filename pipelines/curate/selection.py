@@ -66,14 +66,19 @@ def _keep(table: pa.Table, drops: Drops) -> npt.NDArray[np.bool_]:
 
 
 def find_marks(source: Path, joined: pa.Table) -> dict[int, str]:
-    """Return {row: joined group} of a shard's rows whose group is in a table (group, joined)."""
-    if not len(joined):
+    """Return {row: joined group} of a shard's rows that go by another group's name.
+
+    `joined` is a table (group, joined). Where a joined group has the name of the row's own, there
+    is nothing to note, and a shard that keeps all of its rows stays as it is.
+    """
+    renamed = joined.filter(pc.not_equal(joined["group"], joined["joined"]))
+    if not len(renamed):
         return {}
     with pq.ParquetFile(source) as file:
         groups = file.read(columns=["group"], use_threads=False)["group"]
-    at = pc.index_in(groups, joined["group"]).combine_chunks()
+    at = pc.index_in(groups, renamed["group"]).combine_chunks()
     rows = np.flatnonzero(at.is_valid())
-    names = joined["joined"].take(at.drop_null()).to_pylist()
+    names = renamed["joined"].take(at.drop_null()).to_pylist()
     return dict(zip(rows.tolist(), names, strict=True))
 
 

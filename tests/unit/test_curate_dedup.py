@@ -1,6 +1,7 @@
 """Duplicates are found, verified and resolved for the best record, at linear cost."""
 
 import random
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -275,6 +276,86 @@ def test_kept_signatures_that_were_cut_are_made_again(monkeypatch, tmp_path):
 
     assert len(made) == 2
     assert after.counts.rows_out == before.counts.rows_out + 1
+
+
+def grown(tmp_path, *more, **settings):
+    """Build on 40 pairs in 4 shards, then with `more`, as from nothing; return both results."""
+    rows = []
+    for i in range(40):
+        base = words(60, seed=i)
+        rows += [
+            record(f"a{i:02d}", text=text(base)),
+            record(f"b{i:02d}", text=text(changed(base, 9))),
+        ]
+    old = [rows[start : start + 20] for start in range(0, 80, 20)]
+    before = deduplicated(tmp_path / "kept", *old)
+    after = deduplicated(tmp_path / "kept", *old, *more, **settings)
+    fresh = deduplicated(tmp_path / "fresh", *old, *more, incremental=False, **settings)
+    assert (after[0], after[1].digest, after[2]) == (fresh[0], fresh[1].digest, fresh[2])
+    return before, after
+
+
+def test_a_refresh_compares_new_records_and_what_they_resemble_only(tmp_path):
+    best = record("best", text=text(changed(words(60, seed=3), 30)), score=9.0)
+
+    before, after = grown(tmp_path, [best, record("z", text=text(words(60, seed=99)))])
+
+    assert before[1].report["compared"] == 80
+    # Both new ones, and the pair that one of them resembles.
+    assert after[1].report["compared"] == 4
+    # a03 makes way for the better one, and b03 repeated a03 alone.
+    assert set(after[0]) - set(before[0]) == {"best", "z", "b03"}
+    assert set(before[0]) - set(after[0]) == {"a03"}
+    assert {e["id"]: e["representative"] for e in after[2] if e["id"] in ("a03", "b03")} == {
+        "a03": "best"
+    }
+
+
+def test_with_other_settings_nothing_that_was_kept_is_used(tmp_path):
+    _, after = grown(tmp_path, [record("z", text="z")], threshold=0.6)
+
+    assert after[1].report["compared"] == 81
+    assert len(list((tmp_path / "kept" / "dedup").glob(".index-*"))) == 2
+
+
+@pytest.mark.parametrize("name", ["index.json", "labels.bin", "members.arrow", "output-00001"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_kept_index_that_is_damaged_is_passed_over(tmp_path, name, damage):
+    rows = [[record(f"o{i}{n}", text=text(words(60, seed=i))) for i in range(4)] for n in range(2)]
+    deduplicated(tmp_path / "kept", *rows)
+    [kept] = (tmp_path / "kept").glob(f"dedup/.index-*/*/{name}")
+    data = kept.read_bytes()
+    kept.unlink()  # the finished stage has the same file by another name
+    if damage != "gone":
+        kept.write_bytes(data[:-9] if damage == "cut" else data[:-9] + bytes(9))
+
+    new = [record("z", text=text(words(60, seed=2)), score=1.0)]
+    _, after, clusters = deduplicated(tmp_path / "kept", *rows, new)
+    _, fresh, expected = deduplicated(tmp_path / "fresh", *rows, new, incremental=False)
+
+    assert (after.digest, clusters) == (fresh.digest, expected)
+    assert after.report["compared"] == (3 if name == "output-00001" else 9)
+
+
+def test_a_build_that_was_killed_goes_on_without_the_index_it_began_with(monkeypatch, tmp_path):
+    rows = [[record(f"o{i}{n}", text=text(words(60, seed=i))) for i in range(9)] for n in range(2)]
+    new = [record("z", text=text(changed(words(60, seed=2), 5)), score=1.0)]
+    deduplicated(tmp_path / "kept", *rows)
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dedup, "write_clusters", stop)
+        with pytest.raises(KeyboardInterrupt):
+            deduplicated(tmp_path / "kept", *rows, new)
+    for folder in (tmp_path / "kept" / "dedup").glob(".index-*"):
+        shutil.rmtree(folder)
+    _, after, clusters = deduplicated(tmp_path / "kept", *rows, new)
+    _, fresh, expected = deduplicated(tmp_path / "fresh", *rows, new, incremental=False)
+
+    assert (after.digest, clusters) == (fresh.digest, expected)
+    assert after.report["compared"] == 19
 
 
 def test_memory_changes_no_byte_of_the_result(tmp_path):
