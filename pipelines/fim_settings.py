@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.section import Count, Fraction, Section
 
@@ -14,6 +14,7 @@ class Fim(Section):
     syntax` cuts out a statement or expression where Python code parses. `spm_variant` 2 is
     StarCoder's. `sentinels` is a model family's form, or auto: the one the tokenizer has.
     `fim_passes` permutations are rendered, and epoch e trains pass e mod fim_passes.
+    `repository_order` joins the files of a repository, by path, with the tokenizer's separators.
     """
 
     fim_rate: Fraction = 0.0
@@ -25,4 +26,13 @@ class Fim(Section):
     spm_variant: Literal[1, 2] = 2
     sentinels: Literal["auto", "starcoder", "santacoder", "codellama", "deepseek", "qwen"] = "auto"
     train_sentinels: bool = False
+    repository_order: bool = False
     seed: int = 42
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Fim":
+        if self.repository_order and self.level == "token":
+            raise ValueError(
+                "repository_order joins files before they are tokens; set level: character"
+            )
+        return self

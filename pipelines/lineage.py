@@ -167,7 +167,10 @@ def _packed_ids(store: Store, pack: StageRef) -> pa.Array:
     chunks = [pa.array([], pa.string())]
     for _, path in store.shards(pack, "train"):
         with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
-            chunks += [pc.unique(batch.column("record_ids").flatten()) for batch in stream]
+            for batch in stream:
+                chunks.append(pc.unique(batch.column("record_ids").flatten()))
+                if "joined_ids" in batch.schema.names:  # files of one repository
+                    chunks.append(pc.unique(batch.column("joined_ids").flatten().flatten()))
     return pc.unique(pa.chunked_array(chunks))
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from pipelines.render.drops import Drops
 from pipelines.render.fim import LEFT_TO_RIGHT, ORDERS, Order, Rules, choose_rules
 from pipelines.render.fragments import File, Fragment, Splitter
 from pipelines.render.pieces import Piece
+from pipelines.render.repositories import Place, Separators, join_files
 from pipelines.render.sentinels import Sentinels
 
 
@@ -39,6 +40,13 @@ class CodeFormatter:
             self._format_file(record, fragments, drops)
             for record, fragments in zip(records, groups, strict=True)
         ]
+
+    def join(
+        self, rows: Sequence[Row], places: Sequence[Place], separators: Separators
+    ) -> Iterator[Row]:
+        """Yield the rows with files of one repository joined; see `join_files`."""
+        splitter = self.splitter
+        yield from join_files(rows, places, separators, splitter.block_size, splitter.count_tokens)
 
     def report(self) -> dict[str, Any]:
         """Return how files were cut and permuted."""
@@ -90,6 +98,7 @@ def make_row(
         "pieces": pieces,
         "parts": None,
         "cuts": cuts,
+        "joined": None,
     }
 
 

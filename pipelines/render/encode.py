@@ -50,12 +50,17 @@ EXAMPLE_SCHEMA = pa.schema(
         pa.field("record_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("fim", pa.string(), nullable=False),
+        # The further records of an example: files of one repository.
+        pa.field("joined", pa.list_(pa.string())),
         pa.field("input_ids", pa.list_(pa.uint16()), nullable=False),
         # Which tokens are labels, too.
         pa.field("trained", pa.list_(pa.bool_()), nullable=False),
     ]
 )
-WIDE_SCHEMA = EXAMPLE_SCHEMA.set(3, pa.field("input_ids", pa.list_(pa.int32()), nullable=False))
+WIDE_SCHEMA = EXAMPLE_SCHEMA.set(4, pa.field("input_ids", pa.list_(pa.int32()), nullable=False))
+
+# What an example keeps of its row.
+NAMES = ("record_id", "source", "fim", "joined")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -264,7 +269,7 @@ def _encode_batch(batch: pa.RecordBatch, shard: _Shard) -> pa.Table:
         made = _make_fit(row, int(tokens.lengths[number]), shard)
         short += [(number, example) for example in made]
     _count_batch(batch, tokens, kept, shard.sources)
-    columns = [batch[name].filter(pa.array(kept)) for name in EXAMPLE_SCHEMA.names[:3]]
+    columns = [batch[name].filter(pa.array(kept)) for name in NAMES]
     lists = tokens.take(kept, shard.schema.field("input_ids").type.value_type)
     table = pa.Table.from_arrays([*columns, *lists], schema=shard.schema)
     if short:
@@ -290,10 +295,9 @@ def _make_fit(row: Row, length: int, shard: _Shard) -> list[Row]:
         shard.drops.add(row["record_id"], "too_long", f"{length} tokens, block_size {limit}")
     for pair in made:
         _count(shard.sources.setdefault(row["source"], Counter()), *pair)
-    names = EXAMPLE_SCHEMA.names[:3]
     return [
         {
-            **{name: row[name] for name in names},
+            **{name: row[name] for name in NAMES},
             "input_ids": example.input_ids,
             "trained": [label != IGNORE_INDEX for label in example.labels],
         }

@@ -32,6 +32,12 @@ from pipelines.render.pair_columns import find_pairs, render_pairs
 from pipelines.render.piece_columns import piece_column
 from pipelines.render.pieces import PIECE
 from pipelines.render.prompt_templates import PromptTemplate
+from pipelines.render.repositories import (
+    Separators,
+    cut_series,
+    find_place,
+    find_separators,
+)
 from pipelines.render.sentinels import STARCODER, find_sentinels
 from pipelines.render.splits import TRAIN, list_extra_splits
 from pipelines.render.templates import Template, Unrenderable, get_template
@@ -56,6 +62,8 @@ FORMAT_SCHEMA = pa.schema(
         pa.field("parts", pa.list_(pa.int32())),
         # Where code is cut once it is tokens, as shares of them; null where pieces are cut.
         pa.field("cuts", pa.list_(pa.float64())),
+        # The further records of a row: files of one repository.
+        pa.field("joined", pa.list_(pa.string())),
     ]
 )
 
@@ -152,12 +160,12 @@ def format_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
         cuts_turns=params["truncation"] != "drop",
     )
     counts = Counts()
+    joins = settings.repository_order and twin is None
+    separators = find_separators(tokenizer) if joins else None
     with open_writer(output, FORMAT_SCHEMA, compression="lz4") as writer:
-        for batch in _read_batches(inputs[0]):
-            table, used = _format_batch(batch, shard)
+        for table, each in _format_file(inputs[0], shard, separators):
             writer.write_table(table)
-            rows_in = len(batch) - (batch["text"].null_count if params["twin"] else 0)
-            counts += Counts(rows_in=rows_in, rows_out=table.num_rows, used=used)
+            counts += each
     counts += Counts(dropped=dict(shard.drops.counts))
     extra = {
         "records": counts.rows_in,
@@ -176,12 +184,29 @@ def _read_batches(path: Path) -> Iterator[pa.RecordBatch]:
         yield from file.iter_batches(batch_size=number, columns=list(COLUMNS))
 
 
+def _format_file(
+    path: Path, shard: _Shard, separators: Separators | None
+) -> Iterator[tuple[pa.Table, Counts]]:
+    """Yield the rows of a Parquet shard; its code comes last where files are joined."""
+    code: list[pa.RecordBatch] = []
+    for batch in _read_batches(path):
+        is_code = batch["text"].is_valid()
+        chosen = batch
+        if separators:
+            code.append(batch.filter(is_code))
+            chosen = batch.filter(pc.invert(is_code))
+        elif shard.params["twin"]:
+            chosen = batch.filter(is_code)
+        table, used = _format_batch(chosen, shard)
+        yield table, Counts(rows_in=len(chosen), rows_out=table.num_rows, used=used)
+    if separators and code:
+        yield from _format_repositories(pa.Table.from_batches(code), shard, separators)
+
+
 def _format_batch(batch: pa.RecordBatch, shard: _Shard) -> tuple[pa.Table, int]:
     """Return the rows of a batch of records, and how many of these have any."""
     pairs = find_pairs(batch, shard.template)
     left = pc.invert(pairs)
-    if shard.params["twin"]:
-        pairs, left = pa.nulls(len(batch), pa.bool_()), batch["text"].is_valid()
     chosen = batch.filter(pairs)
     groups = _format_records(batch.filter(left).to_pylist(), shard)
     used = len(chosen) + sum(bool(group) for group in groups)
@@ -202,6 +227,21 @@ def _format_batch(batch: pa.RecordBatch, shard: _Shard) -> tuple[pa.Table, int]:
     return pa.concat_tables(parts).take(np.argsort(places, kind="stable")), used
 
 
+def _format_repositories(
+    table: pa.Table, shard: _Shard, separators: Separators
+) -> Iterator[tuple[pa.Table, Counts]]:
+    """Yield the rows of a shard's code, files of a repository joined, and what is counted."""
+    places = [find_place(row) for row in table.select(["id", "source", "meta"]).to_pylist()]
+    sizes = pc.binary_length(table["text"]).to_pylist()
+    for numbers in cut_series(places, sizes, BATCH_BYTES):
+        groups = shard.code.format(table.take(numbers).to_pylist(), shard.drops)
+        rows = [row for group in groups for row in group]
+        of_rows = [places[n] for n, group in zip(numbers, groups, strict=True) for _ in group]
+        examples = list(shard.code.join(rows, of_rows, separators))
+        used = sum(bool(group) for group in groups)
+        yield _table(examples), Counts(rows_in=len(numbers), rows_out=len(examples), used=used)
+
+
 def _pair_table(batch: pa.RecordBatch, shard: _Shard) -> pa.Table:
     """Return the rows of prompts with their completions, one each."""
     assert isinstance(shard.template, PromptTemplate)
@@ -220,6 +260,7 @@ def _pair_table(batch: pa.RecordBatch, shard: _Shard) -> pa.Table:
         "pieces": pieces,
         "parts": parts,
         "cuts": pa.nulls(number, pa.list_(pa.float64())),
+        "joined": pa.nulls(number, pa.list_(pa.string())),
     }
     return pa.Table.from_arrays(list(columns.values()), schema=FORMAT_SCHEMA)
 

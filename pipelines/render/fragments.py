@@ -65,7 +65,7 @@ class Splitter:
         """Keep what tokens are counted with."""
         self._tokenizer = tokenizer
         self._encoder = encoder
-        self._block_size = block_size
+        self.block_size = block_size
 
     def split(self, files: Sequence[File]) -> list[list[Fragment]]:
         """Return the fragments of each file; none for one that cannot be cut to fit."""
@@ -74,8 +74,8 @@ class Splitter:
         ends = self._token_ends([file.text for file in files])
         done: list[list[Fragment]] = [[] for _ in files]
         todo = list(range(len(files)))
-        for spare in range(0, self._block_size // 2, STEP):
-            groups = [_split(files[i], ends[i], self._block_size - spare) for i in todo]
+        for spare in range(0, self.block_size // 2, STEP):
+            groups = [_split(files[i], ends[i], self.block_size - spare) for i in todo]
             whole = [
                 len(group) == 1 and group[0].draw.order == "none" and not spare for group in groups
             ]
@@ -104,10 +104,10 @@ class Splitter:
         counts = self.count_tokens([fragment.pieces for fragment in fragments])
         fitting: list[Fragment | None] = list(fragments)
         for i, (fragment, count) in enumerate(zip(fragments, counts, strict=True)):
-            if count + fragment.num_added > self._block_size:
+            if count + fragment.num_added > self.block_size:
                 straight = replace(fragment, draw=LEFT_TO_RIGHT, was_too_long=True)
                 (again,) = self.count_tokens([straight.pieces])
-                fitting[i] = straight if again <= self._block_size else None
+                fitting[i] = straight if again <= self.block_size else None
         return fitting
 
     def _token_ends(self, texts: Sequence[str]) -> list[Array]:

@@ -21,7 +21,7 @@ from pipelines.errors import TemplateError
 from pipelines.manifest import Counts
 from pipelines.recipe import Recipe
 from pipelines.render.arrow_files import open_writer, read_batches
-from pipelines.render.encode import UINT16_IDS, open_tokenizer
+from pipelines.render.encode import EXAMPLE_SCHEMA, NAMES, UINT16_IDS, open_tokenizer
 from pipelines.render.pieces import IGNORE_INDEX
 from pipelines.render.reports import audit_mask, choose_audited, report_tokens
 from pipelines.render.splits import SPLITS, TRAIN, is_extra, origin_of
@@ -33,14 +33,14 @@ AUDITED_FROM = 50_000
 # Tokens gathered at once, so that the arrays stay in the processor's cache.
 GATHERED = 1 << 17
 
-NAMES_SCHEMA = pa.schema(
-    [pa.field(name, pa.string(), nullable=False) for name in ("record_id", "source", "fim")]
-)
+NAMES_SCHEMA = pa.schema([EXAMPLE_SCHEMA.field(name) for name in NAMES])
 PLAN_SCHEMA = pa.schema(
     [
         ("record_ids", pa.list_(pa.string())),
         ("starts", pa.list_(pa.int64())),
         ("lengths", pa.list_(pa.int32())),
+        # The further records of each document; null where no document of the split has any.
+        ("joined_ids", pa.list_(pa.list_(pa.string()))),
     ]
 )
 
@@ -245,10 +245,12 @@ def pack_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     if params["mixing"]:  # to attention each row is one document
         ends = np.arange(len(lengths) + 1, dtype=np.int32)
         lengths = pa.ListArray.from_arrays(ends, pa.array(np.diff(offsets), pa.int32()))
-    batch = pa.record_batch(
-        [*columns, lengths, plan["record_ids"].combine_chunks()],
-        names=["input_ids", "labels", "lengths", "record_ids"],
-    )
+    names = ["input_ids", "labels", "lengths", "record_ids"]
+    columns += [lengths, plan["record_ids"].combine_chunks()]
+    if plan["joined_ids"].null_count < len(lengths):
+        names.append("joined_ids")
+        columns.append(plan["joined_ids"].combine_chunks())
+    batch = pa.record_batch(columns, names=names)
     with open_writer(output, batch.schema) as writer:
         writer.write_batch(batch)
     counts = Counts(rows_in=len(sizes), rows_out=batch.num_rows, used=len(sizes))
@@ -289,7 +291,9 @@ def _audit(tokenizer: Tokenizer, examples: Examples) -> list[dict[str, Any]]:
     tokens = map_tokens(examples.tokens)
     first = examples.names.slice(0, AUDITED_FROM)
     lengths, starts = examples.lengths[:AUDITED_FROM].tolist(), examples.starts
-    record_ids, sources, orders = (first[name].to_pylist() for name in NAMES_SCHEMA.names)
+    record_ids, sources, orders = (
+        first[name].to_pylist() for name in ("record_id", "source", "fim")
+    )
     found = []
     for i in choose_audited(record_ids, sources, orders, lengths):
         span = tokens[int(starts[i]) : int(starts[i]) + lengths[i]]
@@ -303,16 +307,23 @@ def write_plans(
 ) -> Iterator[Job]:
     """Write which stretches each shard's rows hold; yield the job of each shard."""
     rows = segments.rows
+    joins = examples.names["joined"].null_count < len(examples.names)
     for number, first in enumerate(range(0, len(rows) - 1, rows_per_shard)):
         borders = rows[first : first + rows_per_shard + 1]
         part = slice(int(borders[0]), int(borders[-1]))
         offsets = pa.array(borders - borders[0], pa.int32())
-        record_ids = examples.names["record_id"].take(pa.array(segments.examples[part]))
-        values = (record_ids.combine_chunks(), segments.starts[part], segments.lengths[part])
+        chosen = examples.names.take(pa.array(segments.examples[part]))
+        record_ids, joined = (chosen[name].combine_chunks() for name in ("record_id", "joined"))
+        values = (record_ids, segments.starts[part], segments.lengths[part])
         columns = [
             pa.ListArray.from_arrays(offsets, pa.array(column, field.type.value_type))
-            for column, field in zip(values, PLAN_SCHEMA, strict=True)
+            for column, field in zip(values, PLAN_SCHEMA, strict=False)
         ]
+        columns.append(
+            pa.ListArray.from_arrays(offsets, joined.fill_null(pa.scalar([], joined.type)))
+            if joins
+            else pa.nulls(len(borders) - 1, PLAN_SCHEMA.field("joined_ids").type)
+        )
         path = folder / f".{split}-{number:05d}.plan"
         pq.write_table(pa.Table.from_arrays(columns, schema=PLAN_SCHEMA), path)
         yield Job(f"{split}-{number:05d}.arrow", (path, examples.tokens), split)
