@@ -271,9 +271,11 @@ def _take_strategy(work: Import) -> str:
 
 def _take_rest(work: Import) -> None:
     """Take each key that is left by its name, or say why it is ignored."""
-    taken = {f"training.{key}": key for key in work.given if key in Training.model_fields}
+    # What says where to log or to go on is of their machine, though a key of ours as well.
+    ours = Training.model_fields.keys() - IGNORED.keys()
+    taken = {f"training.{key}": key for key in work.given if key in ours}
     for key, value in work.given.items():
-        if key in Training.model_fields:
+        if key in ours:
             work.put(f"training.{key}", value)
         elif key in RENAMED:
             if RENAMED[key] in taken:

@@ -94,12 +94,13 @@ IGNORED = {
     "chat_template": "set template.name: model for the model's own, or file",
     "use_flash_attn": "set model.attn_implementation",
     "use_flash_attention_2": "set model.attn_implementation",
+    "resume_from_checkpoint": "a run resumes by itself",
+    "report_to": "metrics.jsonl is always written; training.report_to sends it elsewhere too",
 }
 IGNORED_PREFIXES = {
     "hub_": "a model is pushed by a step of its own, after approval",
     "push_to_hub": "a model is pushed by a step of its own, after approval",
     "wandb_": "runs are not named by hand",
-    "report_to": "metrics.jsonl is always written",
 }
 
 DIALOGUE_TEMPLATES = ("default", "no_system", "alpaca")
