@@ -3,14 +3,15 @@
 from typing import Any
 
 from prefect import State, flow
-from prefect.states import Completed
 
 from flows.prepare import prepare
 from pipelines.plan import data_root
 from pipelines.runs import open_run
 from tasks import reports
 from tasks.children import evaluate_elsewhere, finished_steps, train_elsewhere
-from tasks.evaluation import describe, pass_gate, publish_model
+from tasks.evaluation import describe, outcome, pass_gate
+from tasks.prefer import prefer_elsewhere
+from tasks.push import release
 from tasks.ready import check_ready
 from tasks.steps import explained
 
@@ -24,6 +25,7 @@ def finetune(
     smoke: bool = False,
     force: bool = False,
     publish: bool = False,
+    push: str | None = None,
 ) -> State[str]:
     """Prepare the data of a recipe, train on pool gpu, evaluate, pass the gate, write the card.
 
@@ -38,8 +40,10 @@ def finetune(
         smoke: Shrink everything to a run of about a minute: a tiny random model, few records.
         force: Train again; the finished run is set aside, not deleted.
         publish: Copy the model to data/models when it is accepted.
+        push: Ask to push an accepted model to this repository of the Hub (OWNER/NAME): the run
+            push/default waits until it is resumed.
     """
-    resolved = check_ready(recipe, data, overrides, smoke, train_pool="gpu")
+    resolved = check_ready(recipe, data, overrides, smoke, train_pool="gpu", push=push)
     refs = prepare(recipe, data, overrides, smoke)
     run = open_run(resolved, refs, data_root() / "runs", force=force)
     reused = finished_steps(run)
@@ -50,10 +54,7 @@ def finetune(
     reports.show_scorecard(run)
     describe(run)
     reports.show_result(run, refs, reused)
-    if publish and verdict.accepted:
-        publish_model(run)
-    return Completed(
-        name=None if verdict.accepted else "Rejected",
-        message=f"{run.name}{' (finished before, reused)' if reused else ''}: {verdict.reason}",
-        data=run.name,
-    )
+    if resolved.preference:
+        prefer_elsewhere(run)
+    release(run, verdict, publish=publish, push=push)
+    return outcome(run, verdict, reused=bool(reused))

@@ -2,14 +2,18 @@
 
 import json
 import logging
+import os
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines.errors import StarloomError, did_you_mean
+
+if TYPE_CHECKING:
+    from pipelines.runs import Run
 
 REJECTED = 3
 
@@ -63,6 +67,7 @@ def starloom(verbose: bool) -> None:
 @click.option("--smoke", is_flag=True, help="Seconds: a tiny random model and few records.")
 @click.option("--force", is_flag=True, help="Train again; the finished run is set aside.")
 @click.option("--publish", is_flag=True, help="Copy an accepted model to data/models.")
+@click.option("--push", metavar="OWNER/NAME", help="Offer to push an accepted model to the Hub.")
 def run(
     recipe: str,
     data: str | None,
@@ -70,15 +75,19 @@ def run(
     smoke: bool,
     force: bool,
     publish: bool,
+    push: str | None,
 ) -> None:
     """Run a recipe here, without a server.
 
     Data, training, evaluation, report: what is finished already is reused. Exit
     code 3: the model is not better than step 0 by the recipe's margin.
     """
+    from pipelines.evals.push import check_push
     from pipelines.local import finetune
     from pipelines.overrides import parse_override
 
+    if push:
+        check_push(push, os.environ)
     finished = finetune(
         recipe,
         data=data,
@@ -92,8 +101,12 @@ def run(
     click.echo(f"gate    {finished.verdict.reason}")
     for label, file in (("model", "model"), ("report", "report.md"), ("loss", "loss.png")):
         click.echo(f"{label:7} {path / file}")
+    if finished.preferred:
+        click.echo(f"prefer  {finished.preferred}")
     if finished.published:
         click.echo(f"publish {finished.published}")
+    if push and finished.verdict.accepted:
+        _push(finished.run, push, public=False, yes=False)
     if not finished.verdict.accepted:
         sys.exit(REJECTED)
 
@@ -123,6 +136,61 @@ def generate(
         found, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, raw=raw
     )
     click.echo(text)
+
+
+@starloom.command()
+@click.argument("run_name", metavar="RUN")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="E.g. beta=0.2.")
+def prefer(run_name: str, overrides: tuple[str, ...]) -> None:
+    """Prefer the better of two answers (DPO).
+
+    Trains a finished run further on pairs of its own records, as the recipe's section
+    `preference` says. Commands take the result as RUN/preferred. Exit code 3: the
+    better answers gained nothing on held-out pairs.
+    """
+    from pipelines.overrides import parse_override
+    from pipelines.plan import data_root, open_store
+    from pipelines.prefer import prefer as run_stage
+    from pipelines.prefer import preference_settings, summary
+    from pipelines.runs import find_run
+
+    found = find_run(data_root() / "runs", run_name)
+    changes = dict(parse_override(text) for text in overrides)
+    result = run_stage(found, open_store(), preference_settings(found.recipe(), changes))
+    click.echo(f"prefer  {summary(result)}")
+    click.echo(f"model   {found.preferred().model}")
+    if not result["accepted"]:
+        sys.exit(REJECTED)
+
+
+@starloom.command()
+@click.argument("run_name", metavar="RUN")
+@click.argument("repository", metavar="OWNER/NAME")
+@click.option("--public", is_flag=True, help="Make a new repository visible to everybody.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def push(run_name: str, repository: str, public: bool, yes: bool) -> None:
+    """Push an accepted model to the Hub.
+
+    Shows what would go and asks. The token is HF_TOKEN; a new repository is private.
+    """
+    from pipelines.evals.push import check_push
+    from pipelines.plan import data_root
+    from pipelines.runs import find_run
+
+    check_push(repository, os.environ)
+    _push(find_run(data_root() / "runs", run_name), repository, public=public, yes=yes)
+
+
+def _push(found: "Run", repository: str, *, public: bool, yes: bool) -> None:
+    from pipelines.evals.push import plan_push, plan_text, read_token
+    from pipelines.evals.push import push as push_planned
+
+    plan = plan_push(found, repository, private=not public)
+    click.echo(plan_text(plan))
+    if not yes and not click.confirm(f"Push these {len(plan.files)} files to {repository}?"):
+        click.echo("nothing was pushed")
+        return
+    click.echo(f"pushed  {push_planned(found, plan, read_token(os.environ))}")
 
 
 @starloom.command()

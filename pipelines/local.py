@@ -12,10 +12,12 @@ from pipelines.evals.publish import publish
 from pipelines.evals.scorecard import Verdict, verdict
 from pipelines.fitting import Asked
 from pipelines.plan import Refs, data_root, open_store, prepare
+from pipelines.prefer import prefer, preference_settings, summary
 from pipelines.preflight import check, check_run
 from pipelines.runs import Run, open_run
 from pipelines.sources.fetch import fetch_missing
 from pipelines.training.launch import launch
+from pipelines.training.preference import check_trl
 from pipelines.training.reload import check_saved, reload_summary
 
 logger = logging.getLogger(__name__)
@@ -23,12 +25,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A finished run, whether its model is better than step 0, and where it was published."""
+    """A finished run, whether its model is better than step 0, and where it was published.
+
+    `preferred` is what came of the preference stage, where the recipe has one.
+    """
 
     run: Run
     verdict: Verdict
     reused: bool
     published: Path | None = None
+    preferred: str | None = None
 
 
 def finetune(
@@ -44,6 +50,8 @@ def finetune(
     asked = Asked(recipe_name, data, overrides or {}, smoke)
     recipe = asked.load()
     check(recipe, data_root(), train_here=True, asked=asked)
+    if recipe.preference:
+        check_trl()
     fetch_missing(recipe)
     store = open_store(recipe.name)
     refs: Refs = {}
@@ -63,8 +71,12 @@ def finetune(
     decision = verdict(evaluate(run, store))
     logger.info("gate       %s", decision.reason)
     write_card(run, store)
+    preferred = None
+    if recipe.preference:
+        preferred = summary(prefer(run, store, preference_settings(recipe)))
+        logger.info("prefer     %s", preferred)
     published = publish(run) if publish_model and decision.accepted else None
-    return Finished(run, decision, reused, published)
+    return Finished(run, decision, reused, published, preferred)
 
 
 def _log_progress(state: dict[str, Any]) -> None:

@@ -113,6 +113,7 @@ SMOKE: dict[str, Any] = {
     "hardware": "cpu",
 }
 SMOKE_RECORDS = 300
+SMOKE_PREFERENCE = {"max_steps": 4, "warmup_steps": 0, "gradient_accumulation_steps": 1}
 
 
 def apply_smoke(values: dict[str, Any]) -> None:
@@ -127,6 +128,8 @@ def apply_smoke(values: dict[str, Any]) -> None:
         current = values.get(section)
         merge = isinstance(current, dict) and isinstance(changes, dict) and section != "model"
         values[section] = {**current, **changes} if merge else changes  # type: ignore[dict-item]
+    if isinstance(values.get("preference"), dict):
+        values["preference"] = {**values["preference"], **SMOKE_PREFERENCE}
     sources = values.get("sources")
     for source in sources if isinstance(sources, list) else ():
         if isinstance(source, dict):

@@ -193,6 +193,15 @@ class Recipe(Section):
         return name
 
     @model_validator(mode="after")
+    def _preference_has_pairs(self) -> "Recipe":
+        if self.preference and not any(getattr(each, "pairs", False) for each in self.sources):
+            raise ValueError(
+                "preference: no source makes pairs; set `pairs: true` in one of type oasst or "
+                "stack-exchange, or remove the section"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rates_of_known_sources(self) -> "Recipe":
         known = [source.id for source in self.sources]
         for name in self.fim.source_rates:

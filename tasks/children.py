@@ -7,7 +7,7 @@ moment get the same one. A step finished on disk is not submitted at all.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -89,11 +89,15 @@ def hand_over(deployment: str, run: Run, is_done: Callable[[], bool]) -> None:
     )
 
 
-def submit(deployment: str, run: Run) -> FlowRun:
-    """Return the flow run in flight for this run, or a new one under the next idempotency key."""
-    prefix = f"{run.info()['key'][:16]}:{deployment}:"
+def submit(deployment: str, run: Run, repository: str | None = None) -> FlowRun:
+    """Return the flow run in flight for this run, or a new one under the next idempotency key.
+
+    One with a `repository` is no child of ours: children cannot be suspended.
+    """
+    parameters = {"run": run.name, **({"repository": repository} if repository else {})}
+    prefix = f"{run.info()['key'][:16]}:{':'.join([deployment, *list(parameters.values())[1:]])}:"
     with get_client(sync_client=True) as client:
-        before = _runs_of(client, client.read_deployment_by_name(deployment), run)
+        before = _runs_of(client, client.read_deployment_by_name(deployment), parameters)
     for child in before:
         if not (child.state and child.state.is_final()):
             logger.info("%s is in flight already: joining %r", deployment, child.name)
@@ -102,10 +106,11 @@ def submit(deployment: str, run: Run) -> FlowRun:
     while True:
         submitted = run_deployment(
             deployment,
-            parameters={"run": run.name},
+            parameters=parameters,
             timeout=0,
             idempotency_key=f"{prefix}{attempt}",
-            flow_run_name=run.name,
+            flow_run_name=" to ".join(parameters.values()),
+            as_subflow=repository is None,
         )
         child = cast(FlowRun, submitted)
         if not (child.state and child.state.is_final()):
@@ -114,15 +119,15 @@ def submit(deployment: str, run: Run) -> FlowRun:
 
 
 def _runs_of(
-    client: SyncPrefectClient, deployment: "DeploymentResponse", run: Run
+    client: SyncPrefectClient, deployment: "DeploymentResponse", parameters: Mapping[str, str]
 ) -> list[FlowRun]:
-    """Return the latest flow runs of a deployment that work on this run, newest first."""
+    """Return the latest flow runs of a deployment that have these parameters, newest first."""
     found = client.read_flow_runs(
         flow_run_filter=FlowRunFilter.model_validate({"deployment_id": {"any_": [deployment.id]}}),
         sort=FlowRunSort.EXPECTED_START_TIME_DESC,
         limit=200,
     )
-    return [child for child in found if child.parameters.get("run") == run.name]
+    return [child for child in found if parameters.items() <= child.parameters.items()]
 
 
 def wait_for(child: FlowRun) -> State[Any]:

@@ -38,6 +38,15 @@ def pass_gate(run: Run) -> State[Verdict]:
     return Completed(name=name, message=decision.reason, data=decision)
 
 
+def outcome(run: Run, decision: Verdict, *, reused: bool) -> State[str]:
+    """Return the final state of a flow run that made a model: Rejected where the gate says so."""
+    return Completed(
+        name=None if decision.accepted else "Rejected",
+        message=f"{run.name}{' (finished before, reused)' if reused else ''}: {decision.reason}",
+        data=run.name,
+    )
+
+
 @step(task_run_name="card")
 def describe(run: Run) -> State[Path]:
     """Write the model card and return its path."""

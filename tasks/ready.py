@@ -7,10 +7,13 @@ from typing import Any
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from pipelines.errors import ServiceError
+from pipelines.evals.push import TOKEN, check_push
 from pipelines.plan import data_root
 from pipelines.preflight import check
 from pipelines.recipe import Recipe, load_recipe
+from pipelines.training.preference import check_trl
 from tasks.cluster import check_cluster
+from tasks.credentials import load_token
 from tasks.steps import step
 
 
@@ -21,13 +24,18 @@ def check_ready(
     overrides: dict[str, Any] | None,
     smoke: bool,
     train_pool: str | None = None,
+    push: str | None = None,
 ) -> Recipe:
     """Return the resolved recipe. With `train_pool`, a worker must be online in that pool.
+
+    With `push`, the model could be pushed to that repository of the Hub.
 
     Raises RecipeError, PreflightError or ServiceError listing what is wrong.
     """
     resolved = load_recipe(recipe, data=data, overrides=overrides, smoke=smoke)
     check_cluster()
+    if push:
+        check_push(push, {TOKEN: load_token()})
     workers = online_workers(train_pool) if train_pool else []
     if train_pool and not workers:
         raise ServiceError(
@@ -37,6 +45,8 @@ def check_ready(
     here = f"@{os.uname().nodename}"
     train_here = bool(workers) and all(name.endswith(here) for name in workers)
     check(resolved, data_root(), train_here=train_here)
+    if train_here and resolved.preference:
+        check_trl()
     return resolved
 
 

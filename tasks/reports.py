@@ -9,10 +9,12 @@ import base64
 import logging
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 from prefect.artifacts import create_markdown_artifact
 
+from pipelines.evals.push import PushPlan, plan_text
 from pipelines.evals.scorecard import verdict
 from pipelines.funnel import funnel_text
 from pipelines.lineage import build_lineage, trace_text
@@ -20,7 +22,7 @@ from pipelines.markdown import table
 from pipelines.plan import STAGES, open_store
 from pipelines.recipe import Recipe, load_hardware
 from pipelines.render.reports import show_audit, show_tokens
-from pipelines.runs import Run
+from pipelines.runs import PREFERRED, Run
 from pipelines.store import StageRef, Store
 
 logger = logging.getLogger("pipelines.flows")
@@ -174,6 +176,26 @@ def _cost_row(cost: StepCost, priced: bool) -> list[str]:
         f"{cost.peak_rss / MB:,.0f}",
     ]
     return [*row, f"{(cost.price or 0) * spent:,.2f}"] if priced else row
+
+
+def show_preference(run: Run, result: Mapping[str, Any]) -> None:
+    """Publish what the preference stage has done, under its verdict."""
+    held_out = result["held_out"] or {}
+    facts = {
+        "pairs trained on": result["pairs"],
+        "left out": ", ".join(f"{why}: {n:,}" for why, n in result["dropped"].items()),
+        **{name.replace("_", " "): value for name, value in held_out.items()},
+        "model": str(run.path / PREFERRED),
+    }
+    settings = [[name, str(value)] for name, value in result["settings"].items()]
+    text = [table(["what", "value"], facts.items()), table(["setting", "value"], settings)]
+    _markdown("preference", "\n\n".join(text), result["reason"])
+
+
+def show_push(plan: PushPlan) -> None:
+    """Publish what would be pushed where, with the card."""
+    size = f"{len(plan.files)} files, {plan.size / MB:,.1f} MB"
+    _markdown("push-plan", plan_text(plan), f"{plan.run} to {plan.repository}: {size}")
 
 
 def show_upkeep(

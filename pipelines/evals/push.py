@@ -138,6 +138,12 @@ def plan_text(plan: PushPlan) -> str:
     )
 
 
+def check_push(repository: str, environment: Mapping[str, str]) -> None:
+    """Raise what a push would fail with at once: no repository's name, or no token."""
+    check_repository(repository)
+    read_token(environment)
+
+
 def read_token(environment: Mapping[str, str]) -> str:
     """Return the token of the Hub from the environment; PreflightError where there is none."""
     token = environment.get(TOKEN, "").strip()

@@ -1,11 +1,13 @@
 """finetune: the steps of the plan in order, reuse, the gate, publication and errors."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from flows.finetune import finetune
 from pipelines.plan import RUN_STEPS, STAGES, data_root
 from pipelines.runs import Run
-from tasks import children, ready
+from tasks import children, push, ready
 from tests.assets.flow_runs import (
     LICENSE,
     finish_evaluation,
@@ -39,6 +41,20 @@ def handed(monkeypatch):
 
     monkeypatch.setattr(children, "hand_over", hand_over)
     monkeypatch.setattr(ready, "online_workers", lambda pool: ["gpu@elsewhere"])
+    return calls
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The pushes that were asked for, as (deployment, run, repository)."""
+    calls = []
+
+    def submit(deployment, run, repository):
+        calls.append((deployment, run.name, repository))
+        return SimpleNamespace(name="a push")
+
+    monkeypatch.setattr(push, "submit", submit)
+    monkeypatch.setenv("HF_TOKEN", "a token")
     return calls
 
 
@@ -98,27 +114,40 @@ def test_force_sets_the_finished_run_aside_and_trains_again(prepared_root, corpu
 
 
 def test_a_model_that_is_no_better_ends_rejected_and_is_kept_but_not_published(
-    client, prepared_root, corpus, handed
+    client, prepared_root, corpus, handed, asked
 ):
     handed.after = 5.8
 
-    state = run_finetune(corpus, publish=True)
+    state = run_finetune(corpus, publish=True, push="me/model")
 
     assert (state.type.value, state.name) == ("COMPLETED", "Rejected")
     assert "rejected: held-out loss 6.000 -> 5.800" in state.message
     assert "needed 0.500" in state.message
     states = {task.name: task.state_name for task in read_tasks(client, state, 6)}
     assert states["gate"] == "Rejected"
-    assert "publish" not in states
+    assert {"publish", "push"} & set(states) == set()
+    assert asked == []
     assert Run(data_root() / "runs" / state.result()).model.is_dir()
     assert not (data_root() / "models").exists()
 
 
-def test_an_accepted_model_is_published_when_asked(prepared_root, corpus, handed):
-    state = run_finetune(corpus, publish=True)
+def test_an_accepted_model_is_published_and_offered_to_the_hub_when_asked(
+    prepared_root, corpus, handed, asked
+):
+    state = run_finetune(corpus, publish=True, push="me/model")
 
     assert state.name == "Completed"
+    assert asked == [("push/default", state.result(), "me/model")]
     assert (data_root() / "models" / "quickstart" / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_wrong_repository_stops_finetune_before_any_work(corpus, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "a token")
+
+    state = run_finetune(corpus, push="model")
+
+    assert state.name == "Failed"
+    assert state.message == "repository 'model': expected OWNER/NAME, e.g. my-org/my-model"
 
 
 def test_without_a_worker_finetune_stops_in_preflight_and_says_what_to_do(client, corpus):

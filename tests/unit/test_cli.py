@@ -27,7 +27,7 @@ def test_help_fits_one_screen_and_lists_exactly_these_commands():
 
     assert len(shown.output.splitlines()) <= 30
     assert set(cli.starloom.list_commands(click.Context(cli.starloom))) == {
-        "run", "generate", "why", "trace", "doctor", "preview",
+        "run", "generate", "prefer", "push", "why", "trace", "doctor", "preview",
         "import-config", "backfill", "follow",
         "data", "up", "down", "status", "new",
     }  # fmt: skip
@@ -38,7 +38,7 @@ def test_run_takes_the_same_names_as_the_finetune_flow():
 
     options = [each.name for each in cli.run.params]
 
-    assert options == ["recipe", "data", "overrides", "smoke", "force", "publish"]
+    assert options == ["recipe", "data", "overrides", "smoke", "force", "publish", "push"]
     assert list(inspect.signature(finetune.fn).parameters) == options
 
 
@@ -65,6 +65,10 @@ def test_run_takes_the_same_names_as_the_finetune_flow():
         (["new", "My Code", "--from", "."], "recipe name 'My Code': expected small letters"),
         (["new", "mine", "--from", "./nowhere"], "--from './nowhere': no such file or folder"),
         (["run", "quickstart", "--data", "/nowhere/x"], "/nowhere/x"),
+        (["push", "latest", "model"], "repository 'model': expected OWNER/NAME"),
+        (["push", "latest", "me/model"], "a push needs a token with write access: set HF_TOKEN"),
+        (["run", "quickstart", "--push", "a b"], "repository 'a b': expected OWNER/NAME"),
+        (["prefer", "nothing"], "no run 'nothing'"),
         (["rum", "quickstart"], "No such command 'rum', did you mean 'run'?"),
     ],
 )
@@ -72,6 +76,7 @@ def test_what_a_user_can_get_wrong_is_one_line_without_a_traceback(
     arguments, text, monkeypatch, capfd
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(sys, "argv", ["starloom", *arguments])
     with pytest.raises(SystemExit) as stopped:
         cli.main()

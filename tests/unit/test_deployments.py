@@ -31,6 +31,7 @@ def test_exactly_the_deployments_of_the_design_are_deployed():
         [
             *(f"finetune/{name}" for name in recipe_names()),
             "prepare/default", "train/default", "evaluate/default",
+            "prefer/default", "push/default",
             "refresh/scikit-learn", "refresh/stack-exchange", "maintain/nightly",
         ]
     )  # fmt: skip
@@ -74,7 +75,7 @@ def test_training_runs_on_the_gpu_pool_and_everything_but_evaluation_elsewhere()
         for each in DEPLOYMENTS
     }
 
-    assert pools.pop("train/default") == ("gpu", "train")
+    assert pools.pop("train/default") == pools.pop("prefer/default") == ("gpu", "train")
     assert pools.pop("evaluate/default") == ("gpu", "eval")
     assert set(pools.values()) == {("cpu", "data")}
     assert POOLS == {"cpu": ("data",), "gpu": ("train", "eval")}
@@ -120,13 +121,13 @@ def test_the_digest_of_the_deployments_covers_the_file_and_the_flows():
     assert len(digest_flows()) == 64
 
 
-def test_the_form_of_finetune_has_exactly_six_documented_parameters():
+def test_the_form_of_finetune_has_exactly_seven_documented_parameters():
     properties = finetune.parameters.properties
 
-    assert list(properties) == ["recipe", "data", "overrides", "smoke", "force", "publish"]
+    assert list(properties) == ["recipe", "data", "overrides", "smoke", "force", "publish", "push"]
     assert all(len(each["description"]) > 20 for each in properties.values())
     assert [each.get("default") for each in properties.values()] == [
-        "quickstart", None, None, False, False, False,
+        "quickstart", None, None, False, False, False, None,
     ]  # fmt: skip
 
 

@@ -295,7 +295,8 @@ def test_the_log_probability_is_that_of_the_answers_tokens_alone(tmp_path):
 
 
 def test_settings_come_from_the_recipe_and_changes_are_checked():
-    recipe = load_recipe("quickstart", overrides={"preference.beta": 0.2})
+    pairs = {"sources.0.pairs": True, "preference.beta": 0.2}
+    recipe = load_recipe("stack-exchange", overrides=pairs)
 
     settings = prefer.preference_settings(recipe, {"adapter.r": 16})
 
@@ -303,6 +304,10 @@ def test_settings_come_from_the_recipe_and_changes_are_checked():
     assert prefer.preference_settings(load_recipe("quickstart")) == Preference()
     with pytest.raises(RecipeError, match="preference: bta: unknown key, did you mean 'beta'?"):
         prefer.preference_settings(recipe, {"bta": 1})
+    with pytest.raises(RecipeError, match="preference: no source makes pairs; set `pairs: true`"):
+        load_recipe("quickstart", overrides={"preference.beta": 0.2})
+    smoke = load_recipe("stack-exchange", overrides={"sources.0.pairs": True}, smoke=True)
+    assert smoke.preference is None
     with pytest.raises(RecipeError, match="beta: .*greater than 0, got -1"):
         prefer.preference_settings(recipe, {"beta": -1})
 
