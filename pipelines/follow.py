@@ -32,7 +32,8 @@ def describe(line: dict[str, Any]) -> str:
     """Return a line of metrics.jsonl in words."""
     if "eval_loss" in line:
         return f"step {line['step']}: validation loss {line['eval_loss']:.3f}"
+    mfu = f", MFU {line['mfu']:.0%}" if line.get("mfu") else ""
     return (
         f"step {line['step']} of {line['max_steps']}: loss {line['loss']:.3f}, "
-        f"{line['tokens_per_second']:,.0f} tokens/s"
+        f"{line['tokens_per_second']:,.0f} tokens/s{mfu}"
     )

@@ -25,6 +25,7 @@ def test_lines_are_read_whole_and_once(tmp_path):
 
 def test_lines_say_step_loss_and_speed():
     assert describe(TRAIN) == "step 4 of 8: loss 5.250, 2,900 tokens/s"
+    assert describe(TRAIN | {"mfu": 0.512}).endswith("2,900 tokens/s, MFU 51%")
     assert describe(EVAL) == "step 4: validation loss 5.500"
 
 
