@@ -58,16 +58,22 @@ def recipe_of(root, layout="ddp", **changes):
 
 
 class KillAt:
-    """A should_stop that never asks to stop, but kills one rank with SIGKILL at each step given."""
+    """A should_stop that never asks to stop, but kills one rank with SIGKILL at each step given.
+
+    Each attempt gets as far as a checkpoint of its own, or the launcher would give up.
+    """
 
     def __init__(self, run, steps, rng):
         self.run, self.left, self.rng = run, sorted(steps), rng
-        self.killed = []
+        self.killed, self.newest = [], None
 
     def __call__(self):
         if self.left and last_step(self.run) >= self.left[0]:
-            self.rng.choice(sorted(ranks_of(self.run), key=lambda p: p.pid)).kill()
-            self.killed.append(self.left.pop(0))
+            newest = newest_checkpoint(self.run.checkpoints)
+            if newest != self.newest:
+                self.rng.choice(sorted(ranks_of(self.run), key=lambda p: p.pid)).kill()
+                self.killed.append(self.left.pop(0))
+                self.newest = newest
         return False
 
 
