@@ -1,10 +1,21 @@
 """The base model of a recipe: where its weights come from, and in which precision."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from pipelines.section import Count, Fraction, Section
+
+_MIXES = (
+    "it mixes packed documents on gpt_bigcode, and on every model in batches of several rows; "
+    "varlen runs the same kernel with explicit boundaries, without the flash-attn package"
+)
+UNSAFE_ATTENTION = {
+    "flash_attention_2": _MIXES,
+    "flash_attention_3": _MIXES,
+    "flash_attention_4": _MIXES,
+    "flex_attention": "gpt_bigcode does not support it, and it does not train on a CPU; use auto",
+}
 
 
 class ScratchConfig(Section):
@@ -44,7 +55,9 @@ class Model(Section):
     """The base model: a hub id or folder with its revision, or `config` for random weights.
 
     `dropout` replaces every rate in the model's config (StarCoder's carry 0.1); null keeps them.
-    `quantization_config` is for adapters (QLoRA).
+    `quantization_config` is for adapters (QLoRA). `attn_implementation` auto takes the fastest that
+    keeps packed documents apart: varlen, sdpa or eager. `head_loss` says how the loss is computed
+    from the last hidden states: fused (torch >= 2.13) or in chunks, or from all logits (dense).
     """
 
     model_name_or_path: str | None = None
@@ -53,7 +66,15 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     dropout: Fraction | None = 0.0
     quantization_config: Quantization | None = None
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    attn_implementation: Literal["auto", "varlen", "sdpa", "eager"] = "auto"
+    head_loss: Literal["auto", "fused", "chunked", "dense"] = "auto"
+
+    @field_validator("attn_implementation", mode="before")
+    @classmethod
+    def _safe_attention(cls, value: Any) -> Any:
+        if value in UNSAFE_ATTENTION:
+            raise ValueError(f"{value} is not offered: {UNSAFE_ATTENTION[value]}")
+        return value
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Model":

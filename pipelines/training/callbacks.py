@@ -182,10 +182,12 @@ class Meter:
         progress.window_loss = progress.window_seconds = progress.window_wait = 0.0
         return line
 
-    def evaluated(self, step: int, loss: float, tokens: int) -> None:
-        """Write the line of an evaluation."""
+    def evaluated(
+        self, step: int, loss: float, tokens: int, parts: dict[str, Any] | None = None
+    ) -> None:
+        """Write the line of an evaluation, with more numbers (`parts`) where there are some."""
         self.progress.eval_step, self.progress.eval_loss = step, loss
-        self._write({"step": step, "eval_loss": loss, "eval_tokens": tokens})
+        self._write({"step": step, **(parts or {}), "eval_loss": loss, "eval_tokens": tokens})
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.path is None:

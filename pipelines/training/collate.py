@@ -18,6 +18,7 @@ from pipelines.manifest import Manifest, Shard, sha256_file
 
 IGNORE_INDEX = -100
 COLUMNS = ("input_ids", "labels", "lengths")
+UNNAMED = "unnamed"  # the source of records whose ids name none
 
 
 class PackedRow(NamedTuple):
@@ -37,13 +38,13 @@ class PackedDataset:
         Sizes and row counts are always checked, the sha256 unless `rehash` is False. Raises
         StoreError naming the shard that differs, or the split that has no rows.
         """
-        manifest = _read_manifest(folder)
-        shards = [shard for shard in manifest.shards if shard.split == split and shard.rows]
+        shards = [s for s in _read_manifest(folder).shards if s.split == split and s.rows]
         if not shards:
             raise StoreError(
                 f"{folder}: split {split!r} holds no rows; give it a larger share or more data"
             )
         self._batches: list[dict[str, _Lists]] = []
+        self._record_ids: list[Any] = []
         self._ends: list[int] = []
         for shard in shards:
             self._open(folder / shard.file, shard, rehash=rehash)
@@ -59,6 +60,7 @@ class PackedDataset:
         with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
             for batch in reader:
                 self._batches.append({name: _Lists(batch.column(name)) for name in COLUMNS})
+                self._record_ids.append(batch.column("record_ids"))
                 self._ends.append(len(self) + batch.num_rows)
         if len(self) - before != shard.rows:
             raise StoreError(f"{path}: holds {len(self) - before} rows, expected {shard.rows}")
@@ -67,11 +69,22 @@ class PackedDataset:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> PackedRow:
+        number, row = self._find(index)
+        return PackedRow(*(self._batches[number][name][row] for name in COLUMNS))
+
+    def sources(self, index: int) -> list[str]:
+        """Return the source of each document of a row: record ids are <source>:<native id>."""
+        number, row = self._find(index)
+        return [
+            record_id.partition(":")[0] if ":" in record_id else UNNAMED
+            for record_id in self._record_ids[number][row].as_py()
+        ]
+
+    def _find(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(index)
         number = bisect.bisect_right(self._ends, index)
-        row = index - (self._ends[number - 1] if number else 0)
-        return PackedRow(*(self._batches[number][name][row] for name in COLUMNS))
+        return number, index - (self._ends[number - 1] if number else 0)
 
 
 class PassedDataset:
@@ -83,7 +96,7 @@ class PassedDataset:
     def __init__(self, folder: Path, *, rehash: bool = True) -> None:
         """Open `train`, `train.1`, ... as PackedDataset does; a dataset may have one pass only."""
         names = ["train"]
-        found = {shard.split for shard in _read_manifest(folder).shards if shard.rows}
+        found = splits_of(folder)
         while f"train.{len(names)}" in found:
             names.append(f"train.{len(names)}")
         self._passes = [PackedDataset(folder, name, rehash=rehash) for name in names]
@@ -101,6 +114,11 @@ class PassedDataset:
             raise IndexError(index)
         rows = self._passes[self._number]
         return rows[index % len(rows)]
+
+
+def splits_of(folder: Path) -> set[str]:
+    """Return the splits of a dataset that hold rows; StoreError where there is no dataset."""
+    return {shard.split for shard in _read_manifest(folder).shards if shard.rows}
 
 
 def _read_manifest(folder: Path) -> Manifest:

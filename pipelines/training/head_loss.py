@@ -8,7 +8,7 @@ in Liger's fused linear cross entropy (Hsu et al. 2024, arXiv:2410.10989).
 """
 
 import contextlib
-import logging
+import math
 import types
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -19,12 +19,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pipelines.training.attention import build_twin
 from pipelines.training.collate import IGNORE_INDEX
-
-logger = logging.getLogger(__name__)
 
 FUSED, CHUNKED, DENSE = BACKENDS = ("fused", "chunked", "dense")
 AUTO = "auto"
+TOLERANCE = 1e-4
 SMALLEST_CHUNK, LARGEST_CHUNK = 256, 4096  # rows of logits
 
 
@@ -43,6 +43,11 @@ class Targets:
         positions = (shifted != IGNORE_INDEX).nonzero()[:, 0]
         return cls(positions, shifted[positions], summed)
 
+    def score(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the nats of these targets from all logits [rows, tokens, vocabulary]."""
+        rows = logits.reshape(-1, logits.shape[-1])[self.positions].float()
+        return functional.cross_entropy(rows, self.ids, reduction="sum" if self.summed else "none")
+
 
 _targets: ContextVar[Targets | None] = ContextVar("head_loss_targets", default=None)
 
@@ -50,12 +55,18 @@ _targets: ContextVar[Targets | None] = ContextVar("head_loss_targets", default=N
 class HeadLoss:
     """Computes the loss of one model; `backend` says how, `reason` why not as it was asked for."""
 
-    def __init__(self, model: Any, wanted: str = AUTO) -> None:
-        """Prepare a model's head. `wanted` is auto, fused, chunked or dense."""
-        self.backend, self.reason = choose_backend(model, wanted)
-        logger.info("head loss: %s%s", self.backend, f" ({self.reason})" * bool(self.reason))
+    def __init__(self, model: Any, wanted: str = AUTO, *, half: bool = False) -> None:
+        """Prepare a model's head. `wanted` is auto, fused, chunked or dense.
+
+        `half` says that the model will run under torch.autocast, in lower than its own precision.
+        """
+        self.backend, self.reason = choose_backend(model, wanted, half=half)
         if self.backend != DENSE:
             prepare_head(model.get_output_embeddings(), self.backend)
+
+    def __str__(self) -> str:
+        """Return the back-end, and the reason where it is not the one that was asked for."""
+        return f"{self.backend} ({self.reason})" if self.reason else self.backend
 
     @contextlib.contextmanager
     def scoring(self, targets: Targets) -> Iterator[None]:
@@ -68,11 +79,7 @@ class HeadLoss:
 
     def nats(self, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
         """Return nats from what the model returned as logits: their sum, or one per target."""
-        if self.backend != DENSE:
-            return logits
-        rows = logits.reshape(-1, logits.shape[-1])[targets.positions].float()
-        reduction = "sum" if targets.summed else "none"
-        return functional.cross_entropy(rows, targets.ids, reduction=reduction)
+        return targets.score(logits) if self.backend == DENSE else logits
 
     def __call__(self, model: Any, batch: dict[str, Any], *, summed: bool = True) -> torch.Tensor:
         """Return the nats of a batch's trained tokens; `model` may be wrapped (DDP, DeepSpeed)."""
@@ -83,13 +90,70 @@ class HeadLoss:
         return self.nats(logits, targets)
 
 
-def choose_backend(model: Any, wanted: str) -> tuple[str, str]:
-    """Return the back-end for a model, and why it is not the one that was asked for."""
+def choose_backend(model: Any, wanted: str, *, half: bool = False) -> tuple[str, str]:
+    """Return the back-end for a model, and why it is not the one that was asked for.
+
+    Anything but a head that is one linear layer, without bias and not followed by a scale or a
+    softcap, is scored from all of its logits.
+    """
     if wanted == DENSE:
         return DENSE, ""
-    if type(model.get_output_embeddings()) is not nn.Linear:
-        return DENSE, "its head is not one linear layer"
-    return CHUNKED if wanted == AUTO else wanted, ""
+    head = model.get_output_embeddings()
+    reason = _not_plain(head)
+    if not reason and not _scores_like_the_model(model.config):
+        reason = "this architecture changes the logits after its head"
+    if reason:
+        return DENSE, reason
+    if not isinstance(head, nn.Linear):
+        reason = "some rows of the head are trained by themselves"
+    elif not hasattr(functional, "linear_cross_entropy"):
+        reason = f"torch {torch.__version__} has no linear_cross_entropy"
+    elif half or head.weight.dtype != torch.float32:
+        reason = "torch's own rounds the loss to half precision"
+    elif wanted != CHUNKED:
+        return FUSED, ""
+    return CHUNKED, reason if wanted == FUSED else ""
+
+
+def _not_plain(head: Any) -> str:
+    """Say why a head is no plain matrix, "" where it is."""
+    layer = head if type(head) is nn.Linear else _wrapped_rows(head)
+    if layer is None:
+        return f"its head is a {type(head).__name__}"
+    plain = layer if isinstance(layer, nn.Linear) else layer.base_layer
+    if type(plain) is not nn.Linear:
+        return f"its head is a {type(plain).__name__}"
+    if plain.bias is not None:
+        return "its head has a bias"
+    if layer is not plain and plain.weight.requires_grad:
+        return "its head is trained whole and by rows"
+    return ""
+
+
+def _wrapped_rows(head: Any) -> Any:
+    """Return PEFT's layer of rows trained by themselves (trainable_token_indices), or None."""
+    layer: Any = getattr(head, "token_adapter", None)
+    one = layer is not None and len(layer.active_adapters) == 1
+    return layer if one and not layer.disable_adapters and not layer.merged else None
+
+
+def _scores_like_the_model(config: Any) -> bool:
+    """Return whether a small twin has the same loss from its head's states as from its logits."""
+    twin = build_twin(config, "eager")
+    head = twin.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        return False
+    inputs = {"input_ids": torch.arange(16)[None], "use_cache": False}
+    targets = Targets.of(inputs["input_ids"])
+    with torch.no_grad():
+        expected = targets.score(twin(**inputs).logits)
+        prepare_head(head, CHUNKED)
+        token = _targets.set(targets)
+        try:
+            found = twin(**inputs).logits
+        finally:
+            _targets.reset(token)
+    return found.shape == () and math.isclose(float(found), float(expected), rel_tol=TOLERANCE)
 
 
 def prepare_head(head: nn.Module, backend: str) -> None:
@@ -103,7 +167,7 @@ def prepare_head(head: nn.Module, backend: str) -> None:
             return type(head).forward(head, hidden, *arguments, **options)
         return score(head, hidden.reshape(-1, hidden.shape[-1])[targets.positions], targets)
 
-    head.forward = types.MethodType(forward, head)
+    head.forward = types.MethodType(forward, head)  # not a closure: a copied model keeps its own
 
 
 def chunk_size(tokens: int) -> int:
@@ -113,24 +177,51 @@ def chunk_size(tokens: int) -> int:
 
 
 def _score_chunked(head: Any, states: torch.Tensor, targets: Targets) -> torch.Tensor:
+    layer = _wrapped_rows(head)
+    if layer is None:
+        return _apply(states, head.weight, None, None, targets)
+    (name,) = layer.active_adapters
+    weight = layer.base_layer.weight
+    rows = layer.trainable_tokens_delta[name]
+    numbers = torch.tensor(layer.token_indices[name], device=states.device)
+    with _gathered([weight, rows]):
+        return _apply(states, weight, rows, numbers, targets)
+
+
+def _apply(*arguments: Any) -> torch.Tensor:
+    *tensors, targets = arguments
     loss: torch.Tensor = ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        states, head.weight, targets.ids, targets.summed
+        *tensors, targets.ids, targets.summed
     )
     return loss
 
 
+def _gathered(weights: list[Any]) -> contextlib.AbstractContextManager[None]:
+    """Gather weights that ZeRO-3 has sharded; the head's own it gathers by itself.
+
+    Those of a layer inside the head are not its own: it is never called.
+    """
+    sharded = [weight for weight in weights if hasattr(weight, "ds_id")]
+    if not sharded:
+        return contextlib.nullcontext()
+    from deepspeed import zero
+
+    gathered: contextlib.AbstractContextManager[None] = zero.GatheredParameters(sharded)
+    return gathered
+
+
 def _score_fused(head: Any, states: torch.Tensor, targets: Targets) -> torch.Tensor:
-    dtype = _compute_dtype(states)
-    with torch.autocast(states.device.type, enabled=False):
-        return functional.linear_cross_entropy(
-            states.to(dtype),
-            head.weight.to(dtype),
-            targets.ids,
-            reduction="sum" if targets.summed else "none",
-            options=nn.LinearCrossEntropyOptions(
-                batch_chunk_size=chunk_size(len(states)), chunking_method=None
-            ),
-        )
+    if _compute_dtype(states) != torch.float32 or not len(states):
+        return _score_chunked(head, states, targets)
+    return functional.linear_cross_entropy(
+        states,
+        head.weight,
+        targets.ids,
+        reduction="sum" if targets.summed else "none",
+        options=nn.LinearCrossEntropyOptions(
+            batch_chunk_size=chunk_size(len(states)), chunking_method=None
+        ),
+    )
 
 
 class ChunkedLoss(torch.autograd.Function):
@@ -138,47 +229,83 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, summed: bool
+        ctx: Any,
+        states: torch.Tensor,
+        weight: torch.Tensor,
+        trained: torch.Tensor | None,
+        numbers: torch.Tensor | None,
+        ids: torch.Tensor,
+        summed: bool,
     ) -> torch.Tensor:
         """Return nats in float32: [] if `summed`, else [tokens] (and then no gradients).
 
-        `states` is [tokens, width], `weight` [vocabulary, width], `ids` [tokens].
+        `states` is [tokens, width], `weight` [vocabulary, width], `ids` [tokens]. Where `trained`
+        [rows, width] is given, it takes the place of the weight's rows `numbers`, and `weight` is
+        frozen.
         """
-        to_states, to_weight = (summed and needed for needed in ctx.needs_input_grad[:2])
+        wanted = [summed and needed for needed in ctx.needs_input_grad[:3]]
         dtype = _compute_dtype(states)
         with torch.autocast(states.device.type, enabled=False):
-            rows, matrix = states.to(dtype), weight.to(dtype)
-            grad_states = torch.empty_like(rows) if to_states else None
-            grad_weight = torch.zeros_like(weight, dtype=torch.float32) if to_weight else None
-            parts = []
-            size = chunk_size(len(rows))
-            for start in range(0, len(rows), size):
-                part = slice(start, start + size)
-                target = ids[part, None]
-                logs = torch.log_softmax(rows[part] @ matrix.T, -1, dtype=torch.float32)
-                found = logs.gather(1, target)
-                parts.append(-found[:, 0])
-                if not (to_states or to_weight):
-                    continue
-                # The gradient to the logits is p - 1 at the target: expm1 keeps it exact near 0.
-                slope = logs.exp_().scatter_(1, target, found.expm1()).to(dtype)
-                if grad_states is not None:
-                    torch.mm(slope, matrix, out=grad_states[part])
-                if grad_weight is not None:
-                    _add_product(grad_weight, slope, rows[part])
-        ctx.save_for_backward(grad_states, grad_weight)
-        ctx.dtypes = states.dtype, weight.dtype
+            rows = None if trained is None else trained.to(dtype)
+            head = _Chunks(states.to(dtype), weight.to(dtype), rows, numbers, wanted)
+            parts = [
+                head.add(slice(start, start + head.size), ids)
+                for start in range(0, len(states), head.size)
+            ]
+        ctx.save_for_backward(
+            *(
+                None if gradient is None or tensor is None else gradient.to(tensor.dtype)
+                for gradient, tensor in zip(head.gradients, (states, weight, trained), strict=True)
+            )
+        )
         nats = torch.cat(parts) if parts else states.new_zeros(0, dtype=torch.float32)
         return nats.sum() if summed else nats
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients that `forward` made."""
-        found = [
-            None if gradient is None else (gradient * grad).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        made = [None if gradient is None else gradient * grad for gradient in ctx.saved_tensors]
+        return (*made, None, None, None)
+
+
+class _Chunks:
+    """The head's products on part of the states, and the gradients of the sum of their losses."""
+
+    def __init__(
+        self, states: Any, weight: Any, trained: Any, numbers: Any, wanted: list[bool]
+    ) -> None:
+        self._states, self._weight, self._trained, self._numbers = states, weight, trained, numbers
+        self.size = chunk_size(len(states))
+        self.gradients = [
+            torch.empty_like(states) if wanted[0] else None,
+            torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None,
+            torch.zeros_like(trained, dtype=torch.float32) if wanted[2] else None,
         ]
-        return (*found, None, None)
+
+    def add(self, part: slice, ids: torch.Tensor) -> torch.Tensor:
+        """Return the nats of a part's ids and add up the gradients."""
+        states, target = self._states[part], ids[part, None]
+        logits = states @ self._weight.T
+        if self._numbers is not None:
+            logits[:, self._numbers] = states @ self._trained.T
+        logs = torch.log_softmax(logits, -1, dtype=torch.float32)
+        found = logs.gather(1, target)
+        to_states, to_weight, to_trained = self.gradients
+        if not all(gradient is None for gradient in self.gradients):
+            # The gradient to the logits is p, and p - 1 at the target: expm1 keeps it exact there.
+            slope = logs.exp_().scatter_(1, target, found.expm1()).to(states.dtype)
+            if to_weight is not None:
+                _add_product(to_weight, slope, states)
+            if self._numbers is not None:
+                ours = slope[:, self._numbers]
+                slope[:, self._numbers] = 0
+                if to_trained is not None:
+                    _add_product(to_trained, ours, states)
+            if to_states is not None:
+                torch.mm(slope, self._weight, out=to_states[part])
+                if self._numbers is not None:
+                    to_states[part] += ours @ self._trained
+        return -found[:, 0]
 
 
 def _add_product(total: torch.Tensor, slope: torch.Tensor, rows: torch.Tensor) -> None:

@@ -116,8 +116,13 @@ def _from_scratch(recipe: Recipe, values: ScratchConfig, tokenizer: Any) -> Any:
     config = scratch_config(values, padded_size(num_ids(tokenizer)), _special_ids(tokenizer))
     set_dropout(config, recipe.model.dropout)
     return AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation=recipe.model.attn_implementation
+        config, dtype=torch.float32, attn_implementation=_attention(recipe)
     )
+
+
+def _attention(recipe: Recipe) -> str:
+    """Return the attention to build with: varlen, which needs packed batches, is the trainer's."""
+    return "eager" if recipe.model.attn_implementation == "eager" else "sdpa"
 
 
 def _from_pretrained(recipe: Recipe, tokenizer: Any) -> tuple[Any, list[int]]:
@@ -133,7 +138,7 @@ def _from_pretrained(recipe: Recipe, tokenizer: Any) -> tuple[Any, list[int]]:
             config=config,
             revision=revision,
             dtype=torch.float32 if recipe.adapter is None else getattr(torch, settings.dtype),
-            attn_implementation=settings.attn_implementation,
+            attn_implementation=_attention(recipe),
             use_safetensors=True,
             **quantized,
         )

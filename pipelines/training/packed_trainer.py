@@ -2,12 +2,14 @@
 
 import logging
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import distributed
 from transformers import PrinterCallback, Trainer
 
+from pipelines.training.attention import is_flat
 from pipelines.training.callbacks import Meter, sum_over_ranks
 from pipelines.training.checkpoints import (
     Policy,
@@ -16,21 +18,64 @@ from pipelines.training.checkpoints import (
     raise_disk_full,
     rotate,
 )
-from pipelines.training.collate import Collator
-from pipelines.training.loss import EvalLoss, evaluate_loss, validation_rows
+from pipelines.training.collate import Collator, PackedDataset, splits_of
+from pipelines.training.head_loss import HeadLoss
+from pipelines.training.loss import (
+    EvalLoss,
+    Scorer,
+    as_numbers,
+    from_numbers,
+    sources_of,
+    total,
+    validation_rows,
+)
+from pipelines.training.token_bytes import count_token_bytes
 from pipelines.training.watchdog import Heartbeat
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What evaluations report beside the validation loss: bytes of tokens, and FIM twins."""
+
+    token_bytes: Any = None
+    twins: dict[str, PackedDataset] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, tokenizer: Any, *, rehash: bool) -> "HeldOut":
+        """Return those of a packed dataset: `validation.none`, `.psm` and `.spm` are twins."""
+        splits = splits_of(folder)
+        twins = {
+            order: PackedDataset(folder, f"validation.{order}", rehash=rehash)
+            for order in ("none", "psm", "spm")
+            if f"validation.{order}" in splits
+        }
+        return cls(count_token_bytes(tokenizer), twins)
+
+
 class PackedTrainer(Trainer):  # type: ignore[misc]
     """Trainer with exact counts, token-weighted evaluation and checkpoints that are whole."""
 
+    # The losses of the batches of a step add up to the step's: each is divided by all its tokens.
+    loss_is_scaled_for_ga = True
+
     def __init__(
-        self, *, meter: Meter, pad_id: int, policy: Policy, heartbeat: Heartbeat, **options: Any
+        self,
+        *,
+        meter: Meter,
+        pad_id: int,
+        policy: Policy,
+        heartbeat: Heartbeat,
+        held_out: HeldOut,
+        head_loss: HeadLoss,
+        **options: Any,
     ) -> None:
         """Take Trainer's options; `policy` says which checkpoints stay."""
-        super().__init__(data_collator=Collator(pad_id), **options)
+        flat = is_flat(options["model"])
+        super().__init__(data_collator=Collator(pad_id, flat=flat), **options)
+        self._held_out = held_out
+        self._head = head_loss
         self.remove_callback(PrinterCallback)  # metrics.jsonl has the lines
         self._meter = meter
         self._pad_id = pad_id
@@ -68,12 +113,37 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001 - a reporter's server may be away: training goes on
             logger.warning("metrics not reported: %s: %s", type(error).__name__, error)
 
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the summed loss of a batch over the trained tokens of the step on all ranks."""
+        if return_outputs or num_items_in_batch is None:
+            raise TypeError("only training steps compute a loss here; evaluate() evaluates")
+        # DDP, DeepSpeed and FSDP average gradients over the ranks: the sum is what is wanted.
+        return self._head(model, inputs) * (self.args.world_size / num_items_in_batch)
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Return the token-weighted loss of (a fixed part of) the validation rows, on all ranks."""
+        """Return the token-weighted loss of (a fixed part of) the validation rows, on all ranks.
+
+        metrics.jsonl also gets perplexity, bits per byte, the same of every source, and of code
+        that is permuted for FIM, in each order.
+        """
         step = self.state.global_step
         self._heartbeat.beat(f"evaluating after step {step}")
-        result = self._evaluate_share()
-        self._meter.evaluated(step, result.loss, result.tokens)
+        sources = self._evaluate_share(self.eval_dataset)
+        result = total(sources.values())
+        parts: dict[str, Any] = {f"eval_{name}": number for name, number in result.report().items()}
+        parts["eval_sources"] = {name: loss.report() for name, loss in sources.items()}
+        if self._held_out.twins:
+            parts["eval_fim"] = {
+                order: total(self._evaluate_share(twin).values()).report()
+                for order, twin in self._held_out.twins.items()
+            }
+        self._meter.evaluated(step, result.loss, result.tokens, parts)
         self._meter.mark()
         self._heartbeat.beat(f"in step {step + 1}")
         metrics = {"eval_loss": result.loss, "eval_tokens": result.tokens}
@@ -81,22 +151,18 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _evaluate_share(self) -> EvalLoss:
-        """Evaluate this rank's rows and return the sum over all ranks."""
+    def _evaluate_share(self, dataset: PackedDataset) -> dict[str, EvalLoss]:
+        """Evaluate this rank's rows and return the sums over all ranks, by source."""
         world, batch_size = self.args.world_size, self.args.per_device_eval_batch_size
-        rows = validation_rows(len(self.eval_dataset))
+        rows = validation_rows(len(dataset))
         share = rows[self.args.process_index :: world]
-
-        def evaluate(numbers: list[int]) -> EvalLoss:
-            return evaluate_loss(
-                self.model, self.eval_dataset, batch_size, self.args.device, rows=numbers
-            )
-
-        result = evaluate(share)
+        score = Scorer(self._head, batch_size, self.args.device, self._held_out.token_bytes)
+        names = sources_of(dataset, rows)
+        result = dict.fromkeys(names, EvalLoss(0.0, 0)) | score(self.model, dataset, share)
         if math.ceil(len(share) / batch_size) < math.ceil(len(rows[::world]) / batch_size):
-            evaluate(rows[:1])  # ZeRO-3 gathers weights batch by batch: all ranks run equally many
-        nll, tokens = sum_over_ranks([result.nll, float(result.tokens)], self.args.device)
-        return EvalLoss(nll, int(tokens))
+            # ZeRO-3 gathers weights batch by batch: all ranks run equally many
+            score(self.model, dataset, rows[:1])
+        return from_numbers(names, sum_over_ranks(as_numbers(result), self.args.device))
 
     def _run_epoch(self, *arguments: Any, epoch: int, **options: Any) -> None:
         """Train an epoch on its pass, unless the checkpoint is of the last step already."""

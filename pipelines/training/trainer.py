@@ -23,7 +23,7 @@ from pipelines.errors import StarloomError
 from pipelines.recipe import Recipe, load_hardware
 from pipelines.runs import Run
 from pipelines.training.arguments import training_arguments
-from pipelines.training.attention import check_packing
+from pipelines.training.attention import check_packing, use_attention
 from pipelines.training.budgets import Limits
 from pipelines.training.callbacks import (
     Meter,
@@ -44,8 +44,9 @@ from pipelines.training.deepspeed_config import disable_compiled_ops
 from pipelines.training.environment import hardware_of
 from pipelines.training.finish import METRICS, commit_model, finish
 from pipelines.training.flops import Speed, count_flops, find_peak
+from pipelines.training.head_loss import HeadLoss
 from pipelines.training.models import build_model, count_parameters, load_tokenizer
-from pipelines.training.packed_trainer import PackedTrainer
+from pipelines.training.packed_trainer import HeldOut, PackedTrainer
 from pipelines.training.reporters import prepare_reporters
 from pipelines.training.watchdog import Heartbeat
 
@@ -66,7 +67,11 @@ def train(run: Run, dataset_dir: Path, tokenizer_dir: Path) -> None:
     # Model and adapter come before TrainingArguments: PEFT cannot be added to sharded weights.
     model = build_model(recipe, tokenizer_dir)
     parameters = count_parameters(model)
+    use_attention(model, recipe.model.attn_implementation)
     check_packing(model, "cpu" if hardware.device == "cpu" else f"cuda:{local_rank}")
+    head_loss = HeadLoss(model, recipe.model.head_loss, half=recipe.model.dtype == "bfloat16")
+    logger.info("head loss: %s", head_loss)
+    tokenizer = load_tokenizer(tokenizer_dir)
     train_rows = PassedDataset(dataset_dir, rehash=local_rank == 0)
     validation = PackedDataset(dataset_dir, "validation", rehash=local_rank == 0)
     meter = make_meter(run, model, rank, layout.world_size)
@@ -82,7 +87,9 @@ def train(run: Run, dataset_dir: Path, tokenizer_dir: Path) -> None:
         eval_dataset=validation,
         callbacks=[StepAgreement(meter, arguments.device, limits, heartbeat)],
         meter=meter,
-        pad_id=load_tokenizer(tokenizer_dir).pad_token_id,
+        pad_id=tokenizer.pad_token_id,
+        held_out=HeldOut.of(dataset_dir, tokenizer, rehash=local_rank == 0),
+        head_loss=head_loss,
         policy=Policy(
             recipe.training.save_total_limit, recipe.training.load_best_model_at_end, layout
         ),
