@@ -76,6 +76,7 @@ def prefer(run: Run, store: Store, settings: Preference) -> dict[str, Any]:
     Raises TrainingError where the run is not trained, or its records hold no pairs; PreflightError
     without trl. The log is prefer.log of the run.
     """
+    run = Run(run.path)  # RUN/preferred means its run: what is trained further is model/
     _check_trained(run)
     with locked(run.path / ".prefer.lock"):
         found = preferred_result(run, settings)
