@@ -68,6 +68,8 @@ def starloom(verbose: bool) -> None:
 @click.option("--force", is_flag=True, help="Train again; the finished run is set aside.")
 @click.option("--publish", is_flag=True, help="Copy an accepted model to data/models.")
 @click.option("--push", metavar="OWNER/NAME", help="Offer to push an accepted model to the Hub.")
+@click.option("--dry-run", is_flag=True, help="Print the commands as a script; run nothing.")
+@click.option("--prepare-only", is_flag=True, help="Prepare the data; print the run's paths.")
 def run(
     recipe: str,
     data: str | None,
@@ -76,18 +78,26 @@ def run(
     force: bool,
     publish: bool,
     push: str | None,
+    dry_run: bool,
+    prepare_only: bool,
 ) -> None:
     """Run a recipe here, without a server.
 
     Data, training, evaluation, report: what is finished already is reused. Exit
     code 3: the model is not better than step 0 by the recipe's margin.
     """
+    from pipelines.cluster_run import Again, run_otherwise
     from pipelines.evals.push import check_push
     from pipelines.local import finetune
     from pipelines.overrides import parse_override
 
     if push:
         check_push(push, os.environ)
+    again = Again(recipe, data, overrides, smoke, force, publish, push)
+    shown = run_otherwise(again, dry_run=dry_run, prepare_only=prepare_only)
+    if shown is not None:
+        click.echo(shown)
+        return
     finished = finetune(
         recipe,
         data=data,

@@ -13,9 +13,10 @@ import yaml
 
 from pipelines.base_model import find_shape
 from pipelines.errors import StarloomError
+from pipelines.hardware_files import hardware_names
 from pipelines.hardware_settings import Hardware
 from pipelines.machine import Machine
-from pipelines.recipe import Recipe, hardware_names, load_hardware, load_recipe
+from pipelines.recipe import Recipe, load_hardware, load_recipe
 from pipelines.training.estimate import GIB, Memory, estimate_memory
 from pipelines.training.shapes import KNOWN, Shape
 

@@ -2,7 +2,8 @@
 
 from typing import Any, Protocol
 
-from pipelines.recipe import hardware_names, load_hardware
+from pipelines.hardware_files import hardware_names
+from pipelines.recipe import load_hardware
 
 STRATEGIES = {0: "ddp", 1: "zero2", 2: "zero2", 3: "zero3"}
 EFFECTIVE = {

@@ -19,6 +19,7 @@ from pipelines.sampling import Sample, sample_problems
 from pipelines.sources import check_sources
 from pipelines.store import Store
 from pipelines.training.estimate import GIB, estimate_memory
+from pipelines.training.hardware_checks import launch_problems
 from pipelines.training.quantization import quantization_problems
 from pipelines.training.reporters import reporter_problems
 from pipelines.training.shapes import Shape
@@ -94,6 +95,7 @@ def examine(
     if not data_only:
         problems += [*_adapter_problems(recipe, shape), *position_problems(recipe, shape)]
         problems += quantization_problems(recipe, hardware, here=train_here)
+        problems += launch_problems(recipe, hardware, here=train_here)
     dataset, sample, data_problems, notes = _data(recipe)
     problems += data_problems
     instead = alternatives(asked or Asked(recipe.name), machine) if too_large else []

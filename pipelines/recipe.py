@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RecipeError, did_you_mean
 from pipelines.fim_settings import Fim
+from pipelines.hardware_files import is_hardware_path, locate_hardware, read_hardware
 from pipelines.hardware_settings import Hardware
 from pipelines.language_codes import language_label
 from pipelines.model_settings import Model
@@ -186,11 +187,7 @@ class Recipe(Section):
     @field_validator("hardware")
     @classmethod
     def _known_hardware(cls, name: str) -> str:
-        known = hardware_names()
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise ValueError(f"no such hardware{hint} (there are: {', '.join(known)})")
-        return name
+        return locate_hardware(name)
 
     @model_validator(mode="after")
     def _preference_has_pairs(self) -> "Recipe":
@@ -254,13 +251,8 @@ def recipe_names() -> list[str]:
     return _yaml_names("pipelines.recipes")
 
 
-def hardware_names() -> list[str]:
-    """Return the names of the shipped hardware files."""
-    return [n.removeprefix("hardware/") for n in _yaml_names("pipelines.recipes", "hardware")]
-
-
-def _yaml_names(package: str, folder: str = "") -> list[str]:
-    root = resources.files(package).joinpath(folder)
+def _yaml_names(package: str) -> list[str]:
+    root = resources.files(package)
     return sorted(p.name.removesuffix(".yaml") for p in root.iterdir() if p.name.endswith(".yaml"))
 
 
@@ -296,9 +288,21 @@ def load_recipe(
     except ValidationError as error:
         problems.extend(explain(Recipe, error))
         recipe = None
+    problems += _hardware_problems(values.get("hardware"))
     if problems or recipe is None:
         raise RecipeError(f"{path}: " + "; ".join(problems))
     return recipe
+
+
+def _hardware_problems(name: Any) -> list[str]:
+    """Read a hardware file of the user's own with the recipe, to say its problems with it."""
+    if not (isinstance(name, str) and is_hardware_path(name)):
+        return []
+    try:
+        read_hardware(name)
+    except RecipeError as error:
+        return [str(error)]
+    return []
 
 
 def is_recipe_name(name: str) -> bool:
@@ -307,9 +311,8 @@ def is_recipe_name(name: str) -> bool:
 
 
 def load_hardware(name: str) -> Hardware:
-    """Load a hardware file by name."""
-    text = resources.files("pipelines.recipes").joinpath(f"hardware/{name}.yaml").read_text()
-    return Hardware.model_validate(load_yaml(text))
+    """Load a hardware file by shipped name or path; RecipeError listing every problem."""
+    return read_hardware(name)
 
 
 def _read_recipe(name: str) -> tuple[str, dict[str, Any]]:

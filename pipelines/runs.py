@@ -19,6 +19,7 @@ import yaml
 
 from pipelines.errors import StarloomError, did_you_mean
 from pipelines.fingerprint import code_digest, git_sha
+from pipelines.hardware_settings import LAUNCH_KEYS
 from pipelines.manifest import digest_of, sha256_file
 from pipelines.recipe import Recipe, load_hardware
 from pipelines.store import StageRef, ref_to_dict, write_atomic
@@ -107,7 +108,7 @@ def run_key_parts(recipe: Recipe, refs: Mapping[str, StageRef]) -> dict[str, Any
         "adapter": recipe.adapter.model_dump(mode="json") if recipe.adapter else None,
         "training": recipe.training.model_dump(mode="json", exclude=set(WATCH_KEYS)),
         "hardware": load_hardware(recipe.hardware).model_dump(
-            mode="json", exclude={"price_per_hour", "peak_tflops"}
+            mode="json", exclude=set(LAUNCH_KEYS)
         ),
         "code": code_digest(TRAINER),
     }
@@ -147,10 +148,9 @@ def open_run(
         yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
     stages = {name: ref_to_dict(ref) for name, ref in refs.items()}
-    run.write(
-        "run.json",
-        {**made, "key": key, "key_parts": parts, "recipe": recipe.name, "stages": stages},
-    )
+    launch = load_hardware(recipe.hardware).model_dump(mode="json", include=set(LAUNCH_KEYS))
+    now = {"key": key, "key_parts": parts, "recipe": recipe.name, "stages": stages}
+    run.write("run.json", {**made, **now, "launch": launch})
     return run
 
 

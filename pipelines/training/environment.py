@@ -29,13 +29,20 @@ KEEP_MEMORY = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 ALLOWED_PREFIXES = ("LC_", "NCCL_", "GLOO_")
+DEEPSPEED_ENVIRONMENT = "deepspeed.env"
+# deepspeed's launcher reaches the other nodes by ssh.
+SSH = ("SSH_AUTH_SOCK", "PDSH_")
 # A proxy's address may carry a password, so it goes where the Hub is needed only.
 HUB_ONLY = {"HF_TOKEN", "HF_TOKEN_PATH", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
 
 
 def hardware_of(run: Run) -> Hardware:
-    """Return the hardware that is part of a run's key, whatever the file says by now."""
-    return Hardware.model_validate(run.info()["key_parts"]["hardware"])
+    """Return the hardware that is part of a run's key, whatever the file says by now.
+
+    How its ranks are started is no part of the key: that is as it was when the run was opened last.
+    """
+    info = run.info()
+    return Hardware.model_validate({**info.get("launch", {}), **info["key_parts"]["hardware"]})
 
 
 def needs_hub(recipe: Recipe) -> bool:
@@ -70,4 +77,14 @@ def child_environment(
         if hardware.num_nodes == 1:
             # Otherwise gloo asks the resolver for this host's name, which may not exist.
             environment["GLOO_SOCKET_IFNAME"] = "lo"
+    if hardware.launcher == "deepspeed":
+        # Its ranks on other nodes get what this file lists: our settings, no secret.
+        environment["DS_ENV_FILE"] = DEEPSPEED_ENVIRONMENT
+        environment |= {k: v for k, v in parent.items() if k.startswith(SSH)}
     return environment
+
+
+def environment_lines(recipe: Recipe, hardware: Hardware) -> str:
+    """Return what we add to the environment, nothing of the parent's, as NAME=VALUE lines."""
+    added = child_environment(recipe, hardware, {})
+    return "".join(f"{name}={value}\n" for name, value in sorted(added.items()))

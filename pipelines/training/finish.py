@@ -13,6 +13,7 @@ from pipelines.store import sync_folder
 from pipelines.training.callbacks import Meter
 from pipelines.training.checkpoints import best_checkpoint, raise_disk_full, step_of
 from pipelines.training.environment import hardware_of
+from pipelines.training.fsdp import gather_weights
 from pipelines.training.models import build_model, save_trained
 from pipelines.training.packed_trainer import PackedTrainer
 from pipelines.training.plots import draw_loss
@@ -28,8 +29,10 @@ def commit_model(trainer: PackedTrainer, run: Run, recipe: Recipe, tokenizer_dir
     """
     model, step = trainer.model, int(trainer.state.global_step)
     best = best_checkpoint(run.checkpoints) if recipe.training.load_best_model_at_end else None
-    if hardware_of(run).strategy == "zero3":
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    strategy = hardware_of(run).strategy
+    if strategy in ("zero3", "fsdp2"):
+        gather = gather_weights if strategy == "fsdp2" else trainer.accelerator.get_state_dict
+        weights = gather(trainer.model_wrapped)
         if trainer.is_world_process_zero():
             unset_hf_deepspeed_config()  # or this model's weights would be sharded as well
             model = build_model(recipe, tokenizer_dir)

@@ -26,11 +26,27 @@ import psutil
 
 from pipelines.errors import Interrupted, StoreError, TrainingError
 from pipelines.jsonlines import read_new
-from pipelines.runs import LOCK, TRAINER, Run
-from pipelines.store import Store
+from pipelines.runs import LOCK, Run
+from pipelines.store import Store, write_atomic
 from pipelines.training.adopt import adopt_checkpoint
 from pipelines.training.checkpoints import newest_checkpoint, step_of
-from pipelines.training.environment import child_environment, hardware_of
+from pipelines.training.environment import (
+    DEEPSPEED_ENVIRONMENT,
+    child_environment,
+    environment_lines,
+    hardware_of,
+)
+from pipelines.training.launchers import (
+    NODE,
+    Node,
+    find_node,
+    hostfile_problems,
+    in_slurm_job,
+    launch_command,
+    node_environment,
+    target_of,
+)
+from pipelines.training.nodes import Leader
 from pipelines.training.reporters import check_reporters
 
 logger = logging.getLogger(__name__)
@@ -38,7 +54,7 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 20  # Prefect kills a cancelled flow's process 30 s after its SIGTERM
 PROGRESS_SECONDS = 2.0
 HANDOVER_SECONDS = GRACE_SECONDS + 10  # a dead owner's supervisor is gone by then
-LOG, METRICS = "train.log", "metrics.jsonl"
+LOG, METRICS, OWNER = "train.log", "metrics.jsonl", "owner.json"
 LOG_LINES = 15
 # torchrun's report: what a signal ended (its own SIGTERM to the others apart), what it killed
 # itself because it did not end, and where its own log begins after that of the ranks.
@@ -64,59 +80,88 @@ def launch(
     TrainingError where training fails or another process trains this run, StoreError where the
     dataset is damaged.
     """
-    with _owned(run) as lock:
-        if run.trained:
-            return run.read("training.json") or {}
-        _verify(run, store)
-        check_reporters(run)
-        adopt_checkpoint(run)
-        attempt = _Attempt(run, store, lock, on_progress, should_stop, poll_seconds)
-        retried_from_scratch = False
-        while True:
-            before = _newest_step(run)
-            code = attempt.run()
-            result = run.read("training.json") or {}
-            if run.trained:
-                return result
-            if result.get("status") == "failed":
-                raise TrainingError(f"run {run.name}: {result['error']} (log: {run.path / LOG})")
-            if attempt.stopped or result.get("status") == "interrupted" or code == 0:
-                raise Interrupted(_interrupted(run))
-            if _newest_step(run) <= before:
-                if retried_from_scratch or before >= 0 or not attempt.was_killed(code):
-                    raise TrainingError(_failure(run, code, attempt.log()))
-                retried_from_scratch = True
-            logger.warning(
-                "run %s: training crashed (exit code %d); starting again from %s",
-                run.name,
-                code,
-                newest_checkpoint(run.checkpoints) or "scratch",
-            )
-
-
-def command(run: Run, store: Store) -> list[str]:
-    """Return the torchrun command of a run, with a free port and a fresh id at every start."""
     hardware = hardware_of(run)
-    if hardware.num_nodes != 1:
-        raise TrainingError(
-            f"hardware {run.recipe().hardware}: num_nodes is {hardware.num_nodes}, but only one "
-            "node is supported so far; set num_nodes: 1"
+    node = check_launcher(run)
+    with owned(run) as lock:
+        leader = Leader(run, node, hardware.num_nodes - 1) if node else None
+        attempt = Attempt(run, store, lock, on_progress, should_stop, poll_seconds, node, leader)
+        try:
+            result = _train(run, store, attempt)
+        except BaseException as error:
+            if leader is not None:
+                stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
+                leader.end("interrupted" if stopped else "failed", str(error))
+            raise
+        if leader is not None:
+            leader.end("finished")
+        return result
+
+
+def _train(run: Run, store: Store, attempt: "Attempt") -> dict[str, Any]:
+    if run.trained:
+        return run.read("training.json") or {}
+    verify(run, store)
+    check_reporters(run)
+    adopt_checkpoint(run)
+    retried_from_scratch = False
+    while True:
+        before = _newest_step(run)
+        code = attempt.run()
+        result = run.read("training.json") or {}
+        if run.trained:
+            return result
+        if result.get("status") == "failed":
+            raise TrainingError(f"run {run.name}: {result['error']} (log: {run.path / LOG})")
+        if attempt.was_stopped(code, result):
+            raise Interrupted(_interrupted(run))
+        if _newest_step(run) <= before:
+            if retried_from_scratch or before >= 0 or not attempt.was_killed(code):
+                raise TrainingError(_failure(run, code, attempt.log()))
+            retried_from_scratch = True
+        logger.warning(
+            "run %s: training crashed (exit code %d); starting again from %s",
+            run.name,
+            code,
+            newest_checkpoint(run.checkpoints) or "scratch",
         )
-    refs = run.refs()
-    return [
-        sys.executable, "-m", "torch.distributed.run",
-        "--standalone", "--local-addr=127.0.0.1",
-        "--nnodes=1", f"--nproc-per-node={hardware.processes_per_node}",
-        "-m", "--", TRAINER,
-        f"--run={run.path}",
-        f"--dataset={store.path(refs['pack'])}",
-        f"--tokenizer={store.path(refs['tokenizer'])}",
-    ]  # fmt: skip
+
+
+def check_launcher(run: Run) -> Node | None:
+    """Return which node of the run this is, None where it has one; TrainingError where none."""
+    hardware = hardware_of(run)
+    name = run.recipe().hardware
+    if hardware.launcher == "slurm" and not in_slurm_job():
+        raise TrainingError(
+            f"hardware {name} is for Slurm: `starloom run` (or `--dry-run`) writes the script for "
+            "sbatch"
+        )
+    problems = hostfile_problems(hardware)
+    if problems:
+        raise TrainingError(f"hardware {name}: " + "; ".join(problems))
+    try:
+        node = find_node(hardware)
+    except TrainingError as error:
+        raise TrainingError(f"hardware {name}: {error}") from None
+    if node is not None and not node.leader:
+        raise TrainingError(
+            f"this is node {node.name}, not node 0 of {node.endpoint}: `starloom run` joins the "
+            "run that node 0 has started"
+        )
+    return node
+
+
+def command(run: Run, store: Store, node: Node | None = None, rdzv_id: str = "") -> list[str]:
+    """Return the command that starts this node's ranks of a run."""
+    return launch_command(hardware_of(run), target_of(run, store), node, rdzv_id)
 
 
 @dataclass
-class _Attempt:
-    """One start of torchrun after another, each under a supervisor."""
+class Attempt:
+    """One start of torchrun after another, each under a supervisor, on this node.
+
+    On node 0 of several the `leader` gathers the others first and says when one is lost; on the
+    others `rdzv_id` and `should_end` come from what it says.
+    """
 
     run_: Run
     store: Store
@@ -124,16 +169,27 @@ class _Attempt:
     on_progress: OnProgress | None
     should_stop: Callable[[], bool] | None
     poll_seconds: float
+    node: Node | None = None
+    leader: Leader | None = None
+    log_name: str = LOG
+    rdzv_id: str = ""
+    should_end: Callable[[], bool] | None = None
     stopped: bool = False
+    lost: bool = False
     log_start: int = 0
     _reported: float = field(default=0.0)
 
     def run(self) -> int:
         """Start, follow and end one attempt; return the exit code."""
         run = self.run_
-        end_orphans(run)
-        (run.path / "training.json").unlink(missing_ok=True)
-        with (run.path / LOG).open("ab") as log:
+        self.lost = False
+        end_orphans(run, self._here())
+        if self.leader is not None:
+            self.leader.gather(self.should_stop)
+            self.rdzv_id, self.should_end = self.leader.rdzv_id, self.leader.lost
+        if self.node is None or self.node.leader:
+            (run.path / "training.json").unlink(missing_ok=True)
+        with (run.path / self.log_name).open("ab") as log:
             self.log_start = log.tell()
             process = self._start(log)
         metrics = run.path / METRICS
@@ -141,9 +197,7 @@ class _Attempt:
         try:
             while process.poll() is None:
                 position = self._report(metrics, position)
-                if not self.stopped and self.should_stop is not None and self.should_stop():
-                    self.stopped = True
-                    process.send_signal(signal.SIGTERM)
+                self._watch(process)
                 time.sleep(self.poll_seconds)
         except BaseException:
             process.send_signal(signal.SIGTERM)
@@ -154,16 +208,31 @@ class _Attempt:
             process.stdin.close()
         return process.returncode
 
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        """End the attempt where someone asks for it, or where another node's part has ended."""
+        if not self.stopped and self.should_stop is not None and self.should_stop():
+            self.stopped = True
+            process.send_signal(signal.SIGTERM)
+        if self.should_end is not None and self.should_end() and not self.lost:
+            self.lost = True
+            process.send_signal(signal.SIGTERM)
+
+    def _here(self) -> str:
+        return self.node.name if self.node else ""
+
     def _start(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         """Start the supervisor; it inherits the lock and watches our end of its stdin."""
         run = self.run_
+        recipe, hardware = run.recipe(), hardware_of(run)
+        if hardware.launcher == "deepspeed":
+            write_atomic(run.path / DEEPSPEED_ENVIRONMENT, environment_lines(recipe, hardware))
         supervisor = [
             sys.executable, "-m", "pipelines.training.supervise", str(GRACE_SECONDS), "--"
         ]  # fmt: skip
         return subprocess.Popen(
-            [*supervisor, *command(run, self.store)],
+            [*supervisor, *command(run, self.store, self.node, self.rdzv_id)],
             cwd=run.path,
-            env=child_environment(run.recipe(), hardware_of(run)),
+            env=child_environment(recipe, hardware) | node_environment(self.node),
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -183,27 +252,36 @@ class _Attempt:
             self._reported = time.monotonic()
         return position
 
+    def was_stopped(self, code: int, result: dict[str, Any]) -> bool:
+        """Return whether the end was asked for; the loss of a node stops the others, too."""
+        if self.stopped:
+            return True
+        if self.lost or not (code == 0 or result.get("status") == "interrupted"):
+            return False
+        return self.leader is None or not self.leader.lost_in_attempt()
+
     def was_killed(self, code: int) -> bool:
         """Return whether a signal ended torchrun or a rank, as an operator or the kernel does."""
         text = self.log()
         killed = {*KILLED.findall(text)} - {*KILLED_BY_TORCHRUN.findall(text)}
-        return code < 0 or code > 128 or bool(killed)
+        elsewhere = self.leader is not None and self.leader.killed
+        return code < 0 or code > 128 or bool(killed) or elsewhere
 
     def log(self) -> str:
         """Return what this attempt has written to the log."""
-        with (self.run_.path / LOG).open("rb") as file:
+        with (self.run_.path / self.log_name).open("rb") as file:
             file.seek(self.log_start)
             return file.read().decode(errors="replace")
 
 
 @contextlib.contextmanager
-def _owned(run: Run) -> Iterator[int]:
-    """Hold the run's lock for the block and note who holds it; yield the lock's descriptor."""
-    owner = run.path / "owner.json"
-    with (run.path / LOCK).open("a") as file:
+def owned(run: Run, part: str = "") -> Iterator[int]:
+    """Hold the lock of a run (or a node's `part` of it) and note who does; yield its descriptor."""
+    owner = run.path / f"{part}{OWNER}"
+    with (run.path / f"{part}{LOCK}").open("a") as file:
         deadline = time.monotonic() + HANDOVER_SECONDS
         while not _try_lock(file):
-            held = run.read(owner.name) or {}
+            held = run.read(f"{part}{OWNER}") or {}
             if _alive(held) or time.monotonic() > deadline:
                 raise TrainingError(
                     f"run {run.name} is being trained by process {held.get('pid')} on "
@@ -211,7 +289,7 @@ def _owned(run: Run) -> Iterator[int]:
                 )
             time.sleep(0.5)
         run.write(
-            owner.name,
+            f"{part}{OWNER}",
             {
                 "host": os.uname().nodename,
                 "pid": os.getpid(),
@@ -226,22 +304,30 @@ def _owned(run: Run) -> Iterator[int]:
             owner.unlink(missing_ok=True)
 
 
-def end_orphans(run: Run, grace: float = GRACE_SECONDS) -> None:
+def end_orphans(run: Run, node: str = "", grace: float = GRACE_SECONDS) -> None:
     """End the ranks that a killed supervisor left behind: two trainings would write checkpoints.
 
     Whoever holds the run's lock has no living supervisor beside it, so all that names this run on
-    its command line is such a rank. They get SIGTERM, `grace` seconds, then SIGKILL.
+    its command line (and this node in its environment: two may share a machine) is such a rank.
+    They get SIGTERM, `grace` seconds, then SIGKILL.
     """
     orphans = [
         process
         for process in psutil.process_iter(["cmdline"])
-        if f"--run={run.path}" in (process.info["cmdline"] or ())
+        if f"--run={run.path}" in (process.info["cmdline"] or ()) and _node_of(process) == node
     ]
     for send in (psutil.Process.terminate, psutil.Process.kill):
         for process in orphans:
             with contextlib.suppress(psutil.NoSuchProcess):
                 send(process)
         _, orphans = psutil.wait_procs(orphans, timeout=grace)
+
+
+def _node_of(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(NODE, "")
+    except psutil.Error:
+        return None  # gone, or of another user
 
 
 def _try_lock(file: IO[str]) -> bool:
@@ -269,7 +355,8 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def _verify(run: Run, store: Store) -> None:
+def verify(run: Run, store: Store) -> None:
+    """Raise StoreError where the data of a run is damaged."""
     for name in ("pack", "tokenizer"):
         folder = store.path(run.refs()[name])
         damage = store.damage(folder)

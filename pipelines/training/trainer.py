@@ -44,6 +44,7 @@ from pipelines.training.deepspeed_config import disable_compiled_ops
 from pipelines.training.environment import hardware_of
 from pipelines.training.finish import METRICS, commit_model, finish
 from pipelines.training.flops import Speed, count_flops, find_peak
+from pipelines.training.fsdp import block_classes, check_sharded, sharding_on_cpu
 from pipelines.training.head_loss import HeadLoss
 from pipelines.training.models import build_model, count_parameters, load_tokenizer
 from pipelines.training.packed_trainer import HeldOut, PackedTrainer
@@ -78,9 +79,12 @@ def train(run: Run, dataset_dir: Path, tokenizer_dir: Path) -> None:
     meter.start(*((step_of(checkpoint), read_progress(checkpoint)) if checkpoint else (-1, {})))
     stall = recipe.training.stall_minutes
     heartbeat = Heartbeat(stall and 60 * stall, rank, lambda text: report_failure(run, text))
-    arguments = training_arguments(recipe, hardware, run.checkpoints, fresh=checkpoint is None)
+    blocks = block_classes(model) if hardware.strategy == "fsdp2" else []
+    arguments = training_arguments(
+        recipe, hardware, run.checkpoints, fresh=checkpoint is None, blocks=blocks
+    )
     limits = Limits.of(recipe.training)
-    trainer = PackedTrainer(
+    trainer = sharding_on_cpu(arguments)(PackedTrainer)(
         model=model,
         args=arguments,
         train_dataset=train_rows,
@@ -95,6 +99,7 @@ def train(run: Run, dataset_dir: Path, tokenizer_dir: Path) -> None:
         ),
         heartbeat=heartbeat,
     )
+    check_sharded(trainer)
     with heartbeat.watching():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     ended = trainer.state.global_step >= trainer.state.max_steps

@@ -9,10 +9,10 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.errors import RecipeError
+from pipelines.hardware_files import hardware_names
 from pipelines.overrides import parse_override
 from pipelines.recipe import (
     Recipe,
-    hardware_names,
     load_hardware,
     load_recipe,
     recipe_names,
@@ -29,7 +29,9 @@ def test_these_recipes_are_shipped():
         "scikit-learn",
         "stack-exchange",
     ]
-    assert hardware_names() == ["cpu", "gpu", "zero3"]
+    assert hardware_names() == [
+        "cpu", "ddp", "fsdp2", "gpu", "zero2", "zero2-offload", "zero3", "zero3-offload"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -167,7 +169,10 @@ def test_all_problems_are_reported_at_once_with_what_may_be_meant():
             "integer, got 'many'"
         ),
         "training.learnin_rate: unknown key, did you mean 'learning_rate'?",
-        "hardware: no such hardware, did you mean 'cpu'? (there are: cpu, gpu, zero3), got 'cpi'",
+        (
+            "hardware: no such hardware, did you mean 'cpu'? (there are: "
+            f"{', '.join(hardware_names())}, or give the path of a .yaml file), got 'cpi'"
+        ),
     ]
 
 
