@@ -175,9 +175,22 @@ def test_the_reload_check_allows_for_the_rounding_of_the_dtype_only(copied, dtyp
             check()
 
 
+def test_weights_of_the_best_checkpoint_are_held_to_the_loss_of_their_own_step(copied):
+    run, store = copied
+    training = run.read("training.json")
+    best = dict(training["eval"][-1], step=7)
+    training["eval"] = [best, {"step": training["global_step"], "loss": 99.0, "tokens": 1}]
+    validation = PackedDataset(store.path(run.refs()["pack"]), "validation")
+    model = load_trained(run.model)
+
+    assert check_reload(run, training | {"model_step": 7}, model, validation, 1)["step"] == 7
+    with pytest.raises(StarloomError, match="not the one that was trained"):
+        check_reload(run, training, model, validation, 1)
+
+
 def test_a_training_that_did_not_end_with_a_validation_is_not_compared(finished):
     run, _ = finished
-    training = run.read("training.json") | {"global_step": 41}
+    training = run.read("training.json") | {"global_step": 41, "model_step": 41}
 
     assert check_reload(run, training, None, None, 1) == {
         "status": "not made",
