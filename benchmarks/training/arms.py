@@ -3,7 +3,8 @@
     python -m benchmarks.training.arms ARM --prepared FILE --steps N --rounds N
 
 The scripts of the seeds are written anew from what they do; none of their text is here. Their
-model has starloom's shape, float32, sdpa and no dropout, so that only the way of feeding differs.
+model has starloom's shape, float32 and sdpa; starloom's defaults are varlen attention, a head loss
+without all logits, and no dropout.
 """
 
 import argparse
@@ -69,8 +70,11 @@ def open_tokenizer(prepared: Prepared) -> Any:
     return PreTrainedTokenizerFast(tokenizer_file=file, eos_token=END, pad_token=PAD)
 
 
-def small_model(prepared: Prepared) -> Any:
-    """Return the model of the run's recipe, as a script would build it."""
+def small_model(prepared: Prepared, dropout: float = 0.1) -> Any:
+    """Return the model of the run's recipe, as a script would build it.
+
+    A script that says nothing of dropout trains with the 0.1 that StarCoder's configs carry.
+    """
     import torch
     from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
 
@@ -78,7 +82,7 @@ def small_model(prepared: Prepared) -> Any:
     return GPTBigCodeForCausalLM(
         GPTBigCodeConfig(
             vocab_size=prepared["rows"], n_layer=4, n_head=4, n_embd=128, n_positions=BLOCK,
-            attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0, use_cache=False,
+            attn_pdrop=dropout, embd_pdrop=dropout, resid_pdrop=dropout, use_cache=False,
         )
     )  # fmt: skip
 
@@ -113,13 +117,24 @@ def run_padded(prepared: Prepared, gate: Gate) -> None:
     _run_padded(prepared, gate, batch=8, accumulation=1, padding="longest")
 
 
+def run_padded_still(prepared: Prepared, gate: Gate) -> None:
+    """Leave out the dropout: what remains of the difference is padding."""
+    _run_padded(prepared, gate, batch=8, accumulation=1, padding="longest", dropout=0.0)
+
+
 def run_padded_max(prepared: Prepared, gate: Gate) -> None:
     """Batches of 2 documents, each padded to a block; 4 batches a step."""
     _run_padded(prepared, gate, batch=2, accumulation=4, padding="max_length")
 
 
 def _run_padded(
-    prepared: Prepared, gate: Gate, *, batch: int, accumulation: int, padding: str
+    prepared: Prepared,
+    gate: Gate,
+    *,
+    batch: int,
+    accumulation: int,
+    padding: str,
+    dropout: float = 0.1,
 ) -> None:
     """Train as Alpaca's and the copilot's scripts do: one sample at a time is tokenized, padded."""
     import torch
@@ -151,7 +166,7 @@ def _run_padded(
             return torch.utils.data.SequentialSampler(Texts())
 
     train_script(
-        InOrder, gate, pad, model=small_model(prepared), train_dataset=Texts(),
+        InOrder, gate, pad, model=small_model(prepared, dropout), train_dataset=Texts(),
         data_collator=collate,
         args=TrainingArguments(
             **script_arguments(
@@ -209,7 +224,7 @@ def run_trl(prepared: Prepared, gate: Gate) -> None:
     )  # fmt: skip
     del arguments["remove_unused_columns"]
     train_script(
-        SFTTrainer, gate, tokenizer.pad_token_id, model=small_model(prepared),
+        SFTTrainer, gate, tokenizer.pad_token_id, model=small_model(prepared, 0.0),
         processing_class=tokenizer, args=SFTConfig(**arguments),
         train_dataset=datasets.Dataset.from_dict({"text": read_texts(prepared)}),
     )  # fmt: skip
@@ -221,13 +236,16 @@ def run_bare(prepared: Prepared, gate: Gate) -> None:
     from transformers import get_cosine_schedule_with_warmup
 
     from pipelines.runs import Run
+    from pipelines.training.attention import is_flat
     from pipelines.training.collate import Collator, PassedDataset
+    from pipelines.training.head_loss import HeadLoss
     from pipelines.training.models import build_model, load_tokenizer
 
     recipe, folder = Run(Path(prepared["run"])).recipe(), Path(prepared["tokenizer"])
     settings = recipe.training
     model = build_model(recipe, folder).train()
     model.config.use_cache = False
+    nats = HeadLoss(model, recipe.model.head_loss)
     pad = load_tokenizer(folder).pad_token_id
     rows = PassedDataset(Path(prepared["pack"]))
     optimizer = torch.optim.AdamW(
@@ -237,7 +255,7 @@ def run_bare(prepared: Prepared, gate: Gate) -> None:
     schedule = get_cosine_schedule_with_warmup(optimizer, 48, settings.max_steps)
     loader = torch.utils.data.DataLoader(
         rows, batch_size=settings.per_device_train_batch_size, shuffle=True,
-        collate_fn=Collator(pad), drop_last=True,
+        collate_fn=Collator(pad, flat=is_flat(model)), drop_last=True,
     )  # fmt: skip
     while True:
         batches = iter(loader)
@@ -249,8 +267,7 @@ def run_bare(prepared: Prepared, gate: Gate) -> None:
                 break
             gate.tokens += int((batch["input_ids"] != pad).sum())
             gate.positions += batch["input_ids"].numel()
-            loss = model(**batch).loss
-            loss.backward()
+            (nats(model, batch) / (batch["labels"] != -100).sum()).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
             optimizer.step()
             schedule.step()
@@ -286,6 +303,7 @@ def run_starloom(prepared: Prepared, gate: Gate) -> None:
 
 ARMS: dict[str, Callable[[Prepared, Gate], None]] = {
     "padded": run_padded,
+    "padded-still": run_padded_still,
     "padded-max": run_padded_max,
     "constant": run_constant,
     "trl": run_trl,

@@ -54,7 +54,8 @@ class Gate:
             **found,
         }
         print(f"{MARK}{json.dumps(report)}", flush=True)
-        sys.stdin.readline()
+        if not sys.stdin.readline():
+            os._exit(1)  # whoever gave the turns is gone
         self.tokens = self.positions = 0
         self.data = 0.0
         self._began = time.process_time()

@@ -31,16 +31,17 @@ PEER_PYTHON = Path(__file__).parents[1] / ".venv" / "bin" / "python"
 PAIRS = 9_000
 ARMS = {
     "padded": "(A) seed's script: tokenized one by one, padded to the longest, 8 documents",
-    "padded-max": "(A') the same, padded to 1,024",
+    "padded-still": "(A0) the same without the dropout of 0.1 that StarCoder's configs carry",
+    "padded-max": "(A') as (A), padded to 1,024",
     "constant": "(B) ConstantLengthDataset: documents are cut and see each other",
-    "trl": "(C) TRL SFTTrainer, packing bfd",
+    "trl": "(C) TRL SFTTrainer, packing bfd, no dropout",
     "bare": "(D) bare loop over starloom's rows, model and settings",
     "starloom": "(E) starloom: what `starloom run` trains with",
 }
 # Steps of a round by size of the vocabulary: about as many CPU seconds for each arm.
 STEPS = {
-    "padded": (5, 1), "padded-max": (3, 1), "constant": (8, 2), "trl": (5, 1), "bare": (8, 2),
-    "starloom": (8, 2),
+    "padded": (5, 1), "padded-still": (5, 1), "padded-max": (3, 1),
+    "constant": (8, 2), "trl": (5, 1), "bare": (8, 2), "starloom": (8, 2),
 }  # fmt: skip
 BARS = (("padded", "at least", 2.4), ("bare", "at least", 0.95))
 
