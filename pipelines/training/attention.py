@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # float32 noise is about 1e-6, mixed documents differ by more 
 HALF_TOLERANCE = 1e-2  # of what should be equal to the bit, in bfloat16
 SIZES = {
     "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 16, "intermediate_size": 128, "n_inner": 128, "vocab_size": 64,
+    "head_dim": 16, "intermediate_size": 128, "n_inner": 128, "vocab_size": 64, "n_positions": 64,
 }  # fmt: skip
 # Lengths of the documents of the rows of a batch: one row, equal rows, rows that need padding.
 SHAPES = (((5, 9, 3),), ((4, 6), (7, 3)), ((5, 9, 3), (7, 4)))

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pipelines.errors import TrainingError
 from pipelines.training.attention import build_twin
 from pipelines.training.collate import IGNORE_INDEX
 
@@ -79,7 +80,15 @@ class HeadLoss:
 
     def nats(self, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
         """Return nats from what the model returned as logits: their sum, or one per target."""
-        return targets.score(logits) if self.backend == DENSE else logits
+        if self.backend == DENSE:
+            return targets.score(logits)
+        expected = () if targets.summed else targets.ids.shape
+        if logits.shape != expected:
+            raise TrainingError(
+                f"the model returned {tuple(logits.shape)} instead of a loss of {tuple(expected)}: "
+                "its head is not the one that was prepared"
+            )
+        return logits
 
     def __call__(self, model: Any, batch: dict[str, Any], *, summed: bool = True) -> torch.Tensor:
         """Return the nats of a batch's trained tokens; `model` may be wrapped (DDP, DeepSpeed)."""
