@@ -90,6 +90,7 @@ SEEDS = {
     "gpteacher": {
         "model.model_name_or_path": "bigcode/starcoder",
         "adapter": None,
+        "hardware": "fsdp2",
         "template.name": "alpaca",
         "tokenization.block_size": 1024,
         "training.learning_rate": 2e-5,
