@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from pipelines import cli
 from pipelines.errors import PreflightError, StarloomError
 from pipelines.evals import publish as module
 from pipelines.evals.card import write_card
@@ -215,6 +217,26 @@ def test_exactly_the_model_and_its_card_are_pushed_private_and_in_one_commit(run
         path.read_text(errors="replace") for path in run.path.rglob("*") if path.is_file()
     )
     assert TOKEN not in everything + repr(plan) + plan_text(plan)
+
+
+def test_the_command_asks_before_it_pushes(run, hub, monkeypatch):
+    def starloom(*words, **options):
+        return CliRunner().invoke(cli.starloom, ["push", run.name, "me/model", *words], **options)
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+    said_no = starloom(input="n\n")
+    silent = starloom(input="")
+    assert hub.commits == []
+    assert said_no.output.endswith("nothing was pushed\n")
+    assert silent.exit_code != 0
+    agreed = starloom("--public", input="y\n")
+    unasked = starloom("--yes")
+
+    assert len(hub.commits) == 2
+    assert "Push these 6 files to me/model? [y/N]: y" in agreed.output
+    assert unasked.output.endswith("pushed  https://hub/me/model/commit/1\n")
+    assert TOKEN not in "".join(each.output for each in (said_no, silent, agreed, unasked))
 
 
 def test_the_plan_shows_files_sizes_license_gate_and_card(run):
