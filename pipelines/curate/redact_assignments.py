@@ -86,12 +86,15 @@ def find_secrets(text: str, lower: str) -> Iterator[Edit]:
     for start in _positions(lower, SECRET_PARTS):
         part = 3 if lower.startswith("key", start) else 5 if lower[start] == "t" else 6
         found = _SECRET_VALUE.match(text, start + part)
-        if found is None or not _is_named(text, start, found):
+        if found is None:
             continue
         group = "quoted" if found["quoted"] is not None else "bare"
+        # Values first: most names are repeated without one, and looking at a name costs more.
+        if not is_random(found[group]) or not _is_named(text, start, found):
+            continue
         if part == 3 and not _KEY_NAME.search(_name_before(text, start) + "key"):
             continue
-        if _SECRET_ALPHABET.fullmatch(found[group]) and is_random(found[group]):
+        if _SECRET_ALPHABET.fullmatch(found[group]):
             yield Edit(*found.span(group), "secret", KEY)
     yield from _find_authorization(text, lower)
 
