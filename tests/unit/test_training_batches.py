@@ -12,7 +12,7 @@ from pipelines.manifest import Manifest, Shard
 from pipelines.store import Store
 from pipelines.training import collate
 from pipelines.training.attention import build_twin, check_packing, packing_difference
-from pipelines.training.collate import Collator, PackedDataset, PackedRow, PassedDataset
+from pipelines.training.collate import Collator, FlatShape, PackedDataset, PackedRow, PassedDataset
 from pipelines.training.loss import EvalLoss, evaluate_loss
 from pipelines.training.models import build_model
 from tests.assets.training_runs import build_stages, make_recipe, packed_rows, write_tokenizer
@@ -51,6 +51,59 @@ def test_a_batch_restarts_positions_per_document_and_unlabels_every_first_token(
         "position_ids": [[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]],
     }
     assert {value.dtype for value in batch.values()} == {torch.int64}
+
+
+def test_a_flat_batch_is_one_row_with_the_boundaries_of_its_documents():
+    rows = [
+        row([1, 2, 3, 4, 5], [1, 2, -100, 4, 5], [3, 2]),
+        row([6, 7], [6, 7], [2]),
+    ]
+    flat = {
+        "input_ids": [[1, 2, 3, 4, 5, 6, 7]],
+        "labels": [[-100, 2, -100, -100, 5, -100, 7]],
+        "position_ids": [[0, 1, 2, 0, 1, 0, 1]],
+        "cu_seq_lens_q": [0, 3, 5, 7],
+        "cu_seq_lens_k": [0, 3, 5, 7],
+        "max_length_q": 3,
+        "max_length_k": 3,
+    }
+    fixed = flat | {
+        "input_ids": [[*flat["input_ids"][0], 9, 9, 9, 9, 9]],
+        "labels": [[*flat["labels"][0], -100, -100, -100, -100, -100]],
+        "position_ids": [[*flat["position_ids"][0], 0, 1, 2, 3, 0]],
+        "cu_seq_lens_q": [0, 3, 5, 7, 11, 12, 12],
+        "cu_seq_lens_k": [0, 3, 5, 7, 11, 12, 12],
+        "max_length_q": 4,
+        "max_length_k": 4,
+    }
+
+    def listed(batch):
+        return {k: v.tolist() if torch.is_tensor(v) else v for k, v in batch.items()}
+
+    assert listed(Collator(pad_id=9, flat=True)(rows)) == flat
+    assert listed(Collator(pad_id=9, fixed=FlatShape(12, 6, 4))(rows)) == fixed
+    for shape in (FlatShape(6, 6, 4), FlatShape(12, 4, 4), FlatShape(12, 6, 2)):
+        with pytest.raises(ValueError, match="2 rows do not fit into FlatShape"):
+            Collator(pad_id=9, fixed=shape)(rows)
+
+
+def test_the_sources_of_a_row_are_what_its_record_ids_begin_with(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.assets.training_runs.packed_rows", sourced_rows)
+    store = Store(tmp_path)
+    dataset = PackedDataset(store.path(build_stages(store)["pack"]), "train")
+
+    assert dataset.sources(0) == ["oasst", "stack-exchange"]
+    assert dataset.sources(30) == ["unnamed"]
+
+
+def sourced_rows(number, seed=0):
+    rows = packed_rows(number, seed)
+    first = {"input_ids": [5, 6, 7], "labels": [5, 6, 7], "lengths": [1, 2]}
+    last = {"input_ids": [5], "labels": [5], "lengths": [1], "record_ids": ["of-no-source"]}
+    if number > 30:
+        rows[0] = first | {"record_ids": ["oasst:1:a", "stack-exchange:2"]}
+        rows[30] = last
+    return rows
 
 
 def test_each_epoch_reads_its_pass_and_a_short_pass_begins_anew(tmp_path, folder, monkeypatch):
