@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 20  # Prefect kills a cancelled flow's process 30 s after its SIGTERM
 PROGRESS_SECONDS = 2.0
+BARRIER_SECONDS = 10.0
 HANDOVER_SECONDS = GRACE_SECONDS + 10  # a dead owner's supervisor is gone by then
 LOG, METRICS, OWNER = "train.log", "metrics.jsonl", "owner.json"
 LOG_LINES = 15
@@ -178,17 +179,19 @@ class Attempt:
     lost: bool = False
     log_start: int = 0
     _reported: float = field(default=0.0)
+    _ended_at: float = field(default=float("inf"))
 
     def run(self) -> int:
         """Start, follow and end one attempt; return the exit code."""
         run = self.run_
         self.lost = False
         end_orphans(run, self._here())
+        if self.node is None or self.node.leader:
+            (run.path / "training.json").unlink(missing_ok=True)
         if self.leader is not None:
             self.leader.gather(self.should_stop)
             self.rdzv_id, self.should_end = self.leader.rdzv_id, self.leader.lost
-        if self.node is None or self.node.leader:
-            (run.path / "training.json").unlink(missing_ok=True)
+        self._ended_at = float("inf")
         with (run.path / self.log_name).open("ab") as log:
             self.log_start = log.tell()
             process = self._start(log)
@@ -216,6 +219,12 @@ class Attempt:
         if self.should_end is not None and self.should_end() and not self.lost:
             self.lost = True
             process.send_signal(signal.SIGTERM)
+        if self.node is not None and (self.run_.path / "training.json").exists():
+            # The ranks are done: torchrun waits 5 minutes for the agent of a node that is gone.
+            self._ended_at = min(self._ended_at, time.monotonic())
+            if time.monotonic() - self._ended_at > BARRIER_SECONDS:
+                self._ended_at = float("inf")
+                process.send_signal(signal.SIGTERM)
 
     def _here(self) -> str:
         return self.node.name if self.node else ""
