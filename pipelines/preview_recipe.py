@@ -4,20 +4,24 @@ The recipe's own rendering stages run on the records, in a folder that is then r
 shown is what training gets. Filters, deduplication and redaction come before and are not applied.
 """
 
+import socket
 import tempfile
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pipelines.engine import Built, Job, Outcome, Params, Work
 from pipelines.errors import StarloomError, TemplateError
 from pipelines.funnel import funnel_text
 from pipelines.manifest import Counts, Manifest
 from pipelines.plan import Refs, build_stage, get_stage
-from pipelines.recipe import Recipe
+from pipelines.recipe import Recipe, Tokenizer
 from pipelines.records import Row, write_rows
 from pipelines.render.encode import encode_prompt, load_tokenizer
 from pipelines.render.reports import FENCE, show_audit, show_tokens
 from pipelines.render.templates import Unrenderable, get_template
+from pipelines.render.vocabulary import UnfetchedTokenizer
 from pipelines.sources import check_sources
 from pipelines.sources.preview import read_sample
 from pipelines.store import StageRef, StageSpec, Store
@@ -26,6 +30,8 @@ NUM_SHOWN = 3
 SAMPLE_RECORDS = 300
 CURATED_RECORDS = 2000
 CURATION = ("language", "quality", "redact", "dedup", "decontaminate")
+# The vocabulary of a tokenizer that stands in for one of the Hub.
+STAND_IN_TOKENS = 4096
 # Longer examples and prompts are shown by their first and last lines.
 SHOWN_LINES = 60
 
@@ -62,17 +68,22 @@ def sample_rejected(recipe: Recipe) -> str:
 def preview_recipe(recipe: Recipe, records: Sequence[Row], *, limit: int = NUM_SHOWN) -> str:
     """Return a page on how a recipe renders records; all are counted, `limit` are shown.
 
-    A tokenizer that the recipe trains is trained on these records here. Raises StarloomError where
-    there is no record, and whatever the recipe's template or tokenizer lacks.
+    A tokenizer that the recipe trains is trained on these records here; so is one in the place of a
+    tokenizer that cannot be fetched, unless its own chat template is wanted. Raises StarloomError
+    where there is no record, and whatever the recipe's template or tokenizer lacks.
     """
     if not records:
         raise StarloomError("no record to preview: the recipe's sources gave none")
     with tempfile.TemporaryDirectory(prefix="starloom-preview-") as name:
         store = Store(Path(name), workers=1)
         refs: Refs = {"split": _store_records(store, "split", records)}
-        for stage in ("tokenizer", "format", "tokenize"):
+        wanted = recipe
+        recipe, problem = _with_tokenizer(recipe, refs, store)
+        for stage in ("format", "tokenize"):
             refs[stage] = build_stage(get_stage(stage), recipe, refs, store)
-        parts = [_describe(recipe, store.manifest(refs["tokenizer"]), len(records))]
+        parts = [_describe(wanted, store.manifest(refs["tokenizer"]), len(records))]
+        if problem:
+            parts.append(f"Shown with a tokenizer trained on these records: {problem}.")
         try:
             refs["pack"] = build_stage(get_stage("pack"), recipe, refs, store)
         except TemplateError as error:  # nothing is left: say why, below
@@ -87,6 +98,48 @@ def preview_recipe(recipe: Recipe, records: Sequence[Row], *, limit: int = NUM_S
         parts.append(_describe_drops(manifests, limit))
         parts.append(_describe_prompt(recipe, records, store.path(refs["tokenizer"])))
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _with_tokenizer(recipe: Recipe, refs: Refs, store: Store) -> tuple[Recipe, str]:
+    """Build the tokenizer; return the recipe as it is shown, and why with another tokenizer."""
+    problem = ""
+    if _is_out_of_reach(recipe) and recipe.template.name != "model":
+        problem = "the recipe's is not on this machine, and the Hub cannot be reached"
+    else:
+        try:
+            refs["tokenizer"] = build_stage(get_stage("tokenizer"), recipe, refs, store)
+        except UnfetchedTokenizer as error:
+            if recipe.template.name == "model":
+                raise
+            problem = str(error)
+    if problem:
+        stand_in = Tokenizer(train_vocab_size=STAND_IN_TOKENS)
+        recipe = recipe.model_copy(update={"tokenizer": stand_in})
+        refs["tokenizer"] = build_stage(get_stage("tokenizer"), recipe, refs, store)
+    return recipe, problem
+
+
+def _is_out_of_reach(recipe: Recipe) -> bool:
+    """Return whether the tokenizer is on the Hub alone, which has no address from here.
+
+    Asking for it would be tried again for half a minute.
+    """
+    name = recipe.tokenizer.name_or_path or recipe.model.model_name_or_path
+    if recipe.tokenizer.train_vocab_size or not name or Path(name).expanduser().exists():
+        return False
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+        return False
+    revision = recipe.model.revision if name == recipe.model.model_name_or_path else None
+    cached = try_to_load_from_cache(name, "tokenizer.json", revision=revision)
+    if isinstance(cached, str) or urllib.request.getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return True
+    return False
 
 
 def _store_records(store: Store, stage: str, records: Sequence[Row]) -> StageRef:

@@ -31,6 +31,11 @@ from pipelines.render.templates import (
 
 DEPENDS = ("tokenizers",)
 
+
+class UnfetchedTokenizer(PreflightError):
+    """A tokenizer of the Hub that is not on this machine and cannot be fetched."""
+
+
 # Their order is that of StarCoder's ids 0 to 18.
 STARCODER_TOKENS = (
     END_OF_TEXT,
@@ -278,7 +283,7 @@ def _fetch(name: str, revision: str | None, file: str = FILES[0]) -> Path:
             and not isinstance(error, LocalEntryNotFoundError)
         ):
             raise
-        raise PreflightError(
+        raise UnfetchedTokenizer(
             f"tokenizer {name!r} at revision {revision or 'main'!r} cannot be fetched "
             f"({type(error).__name__}); accept its license at https://huggingface.co/{name} and "
             "run `hf auth login`, or set tokenizer.name_or_path to a local folder"

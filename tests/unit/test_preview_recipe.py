@@ -65,3 +65,42 @@ def test_where_nothing_is_left_the_page_says_why():
 def test_no_record_is_an_error():
     with pytest.raises(StarloomError, match="no record to preview"):
         preview_recipe(chat_recipe(), [])
+
+
+def refuse_addresses(*_):
+    raise OSError("Name or service not known")
+
+
+def hub_recipe(**keys):
+    return rendering_recipe(tokenizer={"name_or_path": "owner/gated"}, **keys)
+
+
+def test_a_tokenizer_out_of_reach_is_stood_in_for_and_the_page_says_so(monkeypatch):
+    monkeypatch.setattr("socket.getaddrinfo", refuse_addresses)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+
+    page = preview_recipe(
+        hub_recipe(fim__fim_rate=0), [record("a", prompt="x = 1", completion="y")]
+    )
+
+    assert " tokens, owner/gated\n" in page
+    assert (
+        "Shown with a tokenizer trained on these records: the recipe's is not on this machine, and "
+        "the Hub cannot be reached.\n"
+    ) in page
+    assert "+ y<|endoftext|>" in page
+
+
+def test_a_tokenizer_that_is_refused_is_stood_in_for_unless_its_own_template_is_wanted(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("401")
+
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: [])
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    records = [record("a", prompt="x = 1", completion="y")]
+
+    page = preview_recipe(hub_recipe(), records)
+
+    assert "on these records: tokenizer 'owner/gated' at revision 'main' cannot be fetched" in page
+    with pytest.raises(StarloomError, match="'owner/gated' at revision 'main' cannot be fetched"):
+        preview_recipe(hub_recipe(template__name="model", template__train_on_prompt=False), records)

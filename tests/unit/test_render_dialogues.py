@@ -7,7 +7,7 @@ from pipelines.recipe import load_recipe
 from pipelines.render.dialogues import DialogueRules, Unrenderable
 from pipelines.render.templates import get_template
 from pipelines.template_settings import Template as Settings
-from tests.assets.rendering import record, render_stages, rendering_recipe
+from tests.assets.rendering import read_stream, record, render_stages, rendering_recipe
 from tests.assets.template_cases import ALL, chat, text_of
 
 
@@ -63,10 +63,8 @@ def test_held_out_dialogues_keep_their_system_turn(tmp_path):
 
     store, refs = render_stages(tmp_path, recipe, {"train": [row], "test": [row]}, until="format")
 
-    from pipelines.records import read_rows
-
     first = {
-        shard.split: next(read_rows(path))["pieces"][0]["control"]
+        shard.split: read_stream(path)[0]["pieces"][0]["control"]
         for shard, path in store.shards(refs["format"])
     }
     assert first == {"train": "<|user|>", "test": "<|system|>"}

@@ -9,12 +9,18 @@ from tokenizers import Tokenizer
 
 from pipelines.errors import PreflightError, TemplateError
 from pipelines.plan import get_stage, stage_spec
-from pipelines.records import read_rows
 from pipelines.render import vocabulary
 from pipelines.render.templates import get_template
 from pipelines.render.vocabulary import STARCODER_TOKENS, train_tokenizer
 from pipelines.store import Store
-from tests.assets.rendering import CORPUS, record, render_stages, rendering_recipe, store_split
+from tests.assets.rendering import (
+    CORPUS,
+    read_stream,
+    record,
+    render_stages,
+    rendering_recipe,
+    store_split,
+)
 
 RECORDS = {"train": [record(f"r:{i}", text=text) for i, text in enumerate(CORPUS)]}
 
@@ -194,7 +200,7 @@ def test_a_models_own_chat_template_is_kept_and_used(tmp_path, where):
     made = store.path(refs["tokenizer"])
     config = json.loads((made / "tokenizer_config.json").read_text())
     ((_, path),) = store.shards(refs["format"], "train")
-    (row,) = (row for row in read_rows(path) if row["record_id"] == "p")
+    (row,) = (row for row in read_stream(path) if row["record_id"] == "p")
     spec = vocabulary.params(recipe)
 
     assert config["chat_template"] == OWN
