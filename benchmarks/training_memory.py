@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
 import tempfile
@@ -130,10 +131,15 @@ def measure(case: Case, folder: Path, *, timeout: float = 600) -> int:
     store = Store(folder / "store")
     refs = run.refs()
     environment = child_environment(run.recipe(), hardware_of(run), os.environ)
+    start = [sys.executable, "-m"]
+    if case.processes > 1:
+        start += ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
+                  "--nnodes=1", f"--nproc-per-node={case.processes}", "-m", "--"]  # fmt: skip
+    else:  # as torchrun would start its one process
+        environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1",
+                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}  # fmt: skip
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1",
-        "--nnodes=1", f"--nproc-per-node={case.processes}", "-m", "--", TRAINER,
-        f"--run={run.path}", f"--dataset={store.path(refs['pack'])}",
+        *start, TRAINER, f"--run={run.path}", f"--dataset={store.path(refs['pack'])}",
         f"--tokenizer={store.path(refs['tokenizer'])}",
     ]  # fmt: skip
     done = subprocess.run(
@@ -143,6 +149,12 @@ def measure(case: Case, folder: Path, *, timeout: float = 600) -> int:
     if result.get("status") != "finished":
         raise RuntimeError(f"{case.label}: {result.get('error')}\n{done.stderr[-3000:]}")
     return int(result["peak_rss"]) // case.processes
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def smallest(case: Case) -> Case:
@@ -220,11 +232,11 @@ def _tokenizer(store: Store, vocab: int) -> StageRef:
 
 def compare(cases: tuple[Case, ...]) -> list[dict[str, Any]]:
     """Return one row a case: estimated and measured GiB beyond the framework, and the deviation."""
-    baselines: dict[tuple[str, int, bool, str], int] = {}
+    baselines: dict[tuple[str, int], int] = {}
     rows = []
     for case in cases:
         with tempfile.TemporaryDirectory() as name:
-            key = (case.strategy, case.processes, case.lora, case.dtype)
+            key = (case.strategy, case.processes)
             if key not in baselines:
                 baselines[key] = measure(smallest(case), Path(name))
             shape, memory = estimate(case, Path(name))

@@ -3,8 +3,8 @@
 from prefect import State, flow
 from prefect.states import Completed
 
-from pipelines.plan import data_root
-from pipelines.preflight import check
+from pipelines.plan import data_root, open_store
+from pipelines.preflight import check, check_run
 from pipelines.runs import find_run
 from tasks import reports
 from tasks.steps import explained
@@ -23,6 +23,7 @@ def train(run: str) -> State[None]:
     """
     found = find_run(data_root() / "runs", run)
     if not found.trained:
+        check_run(found, open_store())
         check(found.recipe(), data_root(), train_here=True)
     result = launch_training(found)
     reports.show_loss(found)

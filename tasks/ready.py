@@ -8,6 +8,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from pipelines.errors import ServiceError
 from pipelines.evals.push import TOKEN, check_push
+from pipelines.fitting import Asked
 from pipelines.plan import data_root
 from pipelines.preflight import check
 from pipelines.recipe import Recipe, load_recipe
@@ -28,7 +29,8 @@ def check_ready(
 ) -> Recipe:
     """Return the resolved recipe. With `train_pool`, a worker must be online in that pool.
 
-    With `push`, the model could be pushed to that repository of the Hub.
+    Without, only the data is prepared, for which no base model is needed, only its tokenizer. With
+    `push`, the model could be pushed to that repository of the Hub.
 
     Raises RecipeError, PreflightError or ServiceError listing what is wrong.
     """
@@ -44,7 +46,8 @@ def check_ready(
         )
     here = f"@{os.uname().nodename}"
     train_here = bool(workers) and all(name.endswith(here) for name in workers)
-    check(resolved, data_root(), train_here=train_here)
+    asked = Asked(recipe, data, overrides or {}, smoke)
+    check(resolved, data_root(), train_here=train_here, data_only=train_pool is None, asked=asked)
     if train_here and resolved.preference:
         check_trl()
     return resolved

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pipelines.training.shapes import Shape
 from pipelines.training_settings import Adapter
 
-# A dense cross entropy holds the log-probabilities, the gradient of the loss by them and that by
-# the logits, each in float32; torch has no fused one.
-DENSE_HEAD_BYTES = 12
+# Bytes for each logit. Of all logits at once: those of trained tokens picked, their
+# log-probabilities, the gradients of the loss by either, in float32. Of a chunk: the logits and
+# their log-probabilities, which become the gradient.
+DENSE_HEAD_BYTES, CHUNK_HEAD_BYTES = 16, 8
+SMALLEST_CHUNK, LARGEST_CHUNK = 256, 4096  # as in head_loss, which needs torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +21,14 @@ class Numbers:
     """Bytes of a number in matrix products, in the residual stream, and whether autocast casts.
 
     Under autocast each matrix product casts its own copy of an input that is float32, and keeps a
-    copy of trained float32 weights.
+    copy of trained float32 weights. `dropout` is that of the model, not of an adapter.
     """
 
     compute: int
     stream: int
     autocast: bool
     on_cuda: bool = True
+    dropout: bool = False
 
 
 def block_bytes(
@@ -37,9 +40,11 @@ def block_bytes(
         targets = shape.targets(adapter.target_modules)
         saved = {name: name in targets for name in shape.linear_layers}
     total = 2 * _norm_bytes(shape, numbers, frozen=adapter is not None)
-    total += _input_bytes(shape, numbers, saved, adapted=adapter is not None)
+    total += _input_bytes(shape, numbers, saved, adapter)
     total += _attention_bytes(shape, numbers, row, attention)
     total += _mlp_bytes(shape, numbers, saved)
+    if numbers.dropout and not shape.gated:
+        total += 2 * shape.hidden * (1 if numbers.on_cuda else 4)
     if adapter is not None:
         total += _adapter_bytes(shape, numbers, adapter)
     return total
@@ -54,11 +59,14 @@ def _norm_bytes(shape: Shape, numbers: Numbers, *, frozen: bool) -> int:
     return d * (4 if numbers.autocast and numbers.on_cuda else numbers.stream) + 8
 
 
-def _input_bytes(shape: Shape, numbers: Numbers, saved: dict[str, bool], *, adapted: bool) -> int:
+def _input_bytes(
+    shape: Shape, numbers: Numbers, saved: dict[str, bool], adapter: Adapter | None
+) -> int:
     """Count the inputs of the attention's and the MLP's first matrices: norms' outputs."""
     first = [name for name in saved if name.endswith(("c_attn", "q_proj", "k_proj", "v_proj"))]
     second = [name for name in saved if name.endswith(("c_fc", "gate_proj", "up_proj"))]
-    copied = numbers.autocast and (adapted or numbers.stream == 4)
+    copied = numbers.autocast and (adapter is not None or numbers.stream == 4)
+    copied = copied or (adapter is not None and adapter.lora_dropout > 0)
     copied = copied or (numbers.autocast and numbers.on_cuda and not shape.gated)
     total = 0
     for names in (first, second):
@@ -70,14 +78,17 @@ def _input_bytes(shape: Shape, numbers: Numbers, saved: dict[str, bool], *, adap
 def _attention_bytes(shape: Shape, numbers: Numbers, row: int, attention: str) -> int:
     """Count queries, keys, values, the output and what the kernel saves."""
     size, q, kv = numbers.compute, shape.query, shape.key
-    # One key head for all is a view; several are copied for every query head, unless varlen.
-    repeated = shape.kv_heads > 1 and shape.kv_heads < shape.heads and "varlen" not in attention
+    # One key head for all is a view; several are copied for every query head.
+    repeated = 1 < shape.kv_heads < shape.heads
     keys = 2 * (q if repeated else kv)
     if attention == "eager":
         scores = shape.heads * row * (4 + (size if size < 4 else 0))
         return size * (3 * q + keys + 2 * kv) + scores
-    mask = 0 if "varlen" in attention or "flash" in attention else row * size
-    return size * (2 * q + keys) + mask + 4 * shape.heads
+    if attention == "varlen":  # on CPU document by document, then joined
+        return size * (q * (2 if numbers.on_cuda else 3) + keys) + 4 * shape.heads
+    # The fused CPU kernel has no dropout: then the scores are kept.
+    scores = 3 * shape.heads * row * size if numbers.dropout and not numbers.on_cuda else 0
+    return size * (2 * q + keys) + row * size + 4 * shape.heads + scores
 
 
 def _mlp_bytes(shape: Shape, numbers: Numbers, saved: dict[str, bool]) -> int:
@@ -95,7 +106,13 @@ def _adapter_bytes(shape: Shape, numbers: Numbers, adapter: Adapter) -> int:
         if numbers.autocast and name.endswith(("attn.c_proj", "o_proj")):
             total += wide * numbers.compute  # cast again, beside what attention saved
         if adapter.lora_dropout:
-            total += wide * (1 if numbers.on_cuda else 4) + wide * 4
+            total += wide * (1 if numbers.on_cuda else 4)
         if adapter.use_dora:
             total += 2 * tall * numbers.compute
     return total
+
+
+def chunk_size(tokens: int) -> int:
+    """Return how many rows of logits a chunked head holds at a time, as `head_loss` chooses."""
+    rows = -(-tokens // (16 * 128)) * 128
+    return min(max(rows, SMALLEST_CHUNK), LARGEST_CHUNK)

@@ -9,7 +9,13 @@ from dataclasses import dataclass, fields
 
 from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
-from pipelines.training.activations import DENSE_HEAD_BYTES, Numbers, block_bytes
+from pipelines.training.activations import (
+    CHUNK_HEAD_BYTES,
+    DENSE_HEAD_BYTES,
+    Numbers,
+    block_bytes,
+    chunk_size,
+)
 from pipelines.training.shapes import Shape
 
 GIB = 2**30
@@ -83,13 +89,30 @@ class _Job:
 
     @property
     def numbers(self) -> Numbers:
-        on_cuda = self.hardware.device == "cuda"
+        on_cuda, dropout = self.hardware.device == "cuda", self.dropout
         if not self.half:
-            return Numbers(4, 4, autocast=False, on_cuda=on_cuda)
+            return Numbers(4, 4, autocast=False, on_cuda=on_cuda, dropout=dropout)
         if self.zero:
-            return Numbers(2, 2, autocast=False, on_cuda=on_cuda)
+            return Numbers(2, 2, autocast=False, on_cuda=on_cuda, dropout=dropout)
         narrow = self.recipe.adapter is not None or self.strategy == "fsdp2"
-        return Numbers(2, 2 if narrow else 4, autocast=True, on_cuda=on_cuda)
+        return Numbers(2, 2 if narrow else 4, autocast=True, on_cuda=on_cuda, dropout=dropout)
+
+    @property
+    def dropout(self) -> bool:
+        rate = self.recipe.model.dropout
+        # StarCoder's configs carry 0.1, those of the other families 0.
+        return self.shape.model_type == "gpt_bigcode" if rate is None else rate > 0
+
+    @property
+    def attention(self) -> str:
+        name = self.recipe.model.attn_implementation
+        if name == "auto":
+            return "sdpa" if self.dropout else "varlen"
+        return str(name)
+
+    @property
+    def chunked(self) -> bool:
+        return getattr(self.recipe.model, "head_loss", "dense") != "dense"
 
     @property
     def tokens(self) -> int:
@@ -201,7 +224,7 @@ def _saved(job: _Job) -> tuple[float, float]:
     recipe, shape, numbers = job.recipe, job.shape, job.numbers
     row = recipe.tokenization.block_size
     block = job.tokens * block_bytes(
-        shape, numbers, row, recipe.model.attn_implementation, recipe.adapter
+        shape, numbers, row, job.attention, recipe.adapter
     )
     stream = job.tokens * shape.hidden * numbers.stream
     ends = 2 * stream + job.tokens * 40  # around the blocks; ids, labels and positions
@@ -231,8 +254,25 @@ def _at_head(job: _Job) -> Memory:
         "loss",
         gradients=_accumulated(job),
         activations=saved + _casts(job),
-        logits=DENSE_HEAD_BYTES * job.shape.vocab * job.tokens,
+        logits=_logits(job, job.tokens, trained=True),
     )
+
+
+def _logits(job: _Job, tokens: int, *, trained: bool) -> float:
+    """Return what the head's loss holds: all logits, or those of a chunk and the gradients so far.
+
+    The head's gradient is summed in float32 and copied once when it is scaled.
+    """
+    shape, size = job.shape, job.numbers.compute
+    if not job.chunked:
+        return float(DENSE_HEAD_BYTES * shape.vocab * tokens)
+    head = shape.vocab * shape.hidden
+    total = CHUNK_HEAD_BYTES * shape.vocab * chunk_size(tokens) + 2 * tokens * shape.hidden * size
+    if job.numbers.autocast and job.recipe.adapter is None:
+        total += 2 * head
+    if trained and job.recipe.adapter is None:
+        total += 8 * head
+    return float(total)
 
 
 def _in_block(job: _Job) -> Memory:
@@ -274,5 +314,5 @@ def _in_evaluation(job: _Job) -> Memory:
     batch = job.recipe.training.per_device_eval_batch_size
     tokens = batch * job.recipe.tokenization.block_size
     working = tokens * (2 * job.shape.inner + 6 * job.shape.hidden) * job.numbers.compute
-    logits = DENSE_HEAD_BYTES * job.shape.vocab * tokens
+    logits = _logits(job, tokens, trained=False)
     return _moment(job, "evaluation", activations=working, logits=logits)
