@@ -46,7 +46,8 @@ def write_examples(path: Path, lengths: list[int]) -> None:
             lists = [
                 pa.ListArray.from_arrays(offsets, pa.array(values)) for values in (ids, ids % 3 > 0)
             ]
-            columns = [names, *constants, *lists]
+            joined = pa.nulls(len(part), EXAMPLE_SCHEMA.field("joined").type)
+            columns = [names, *constants, joined, *lists]
             writer.write_table(pa.Table.from_arrays(columns, schema=EXAMPLE_SCHEMA))
 
 
@@ -77,7 +78,7 @@ def main() -> None:
         times = {"start": (cpu_seconds(), time.monotonic())}
         examples = gather_examples([folder / "examples.arrow"], folder, "train")
         times["gather tokens"] = (cpu_seconds(), time.monotonic())
-        plan = plan_rows(examples.lengths.tolist(), BLOCK)
+        plan = plan_rows(examples.lengths, BLOCK)
         times["plan rows (best-fit decreasing)"] = (cpu_seconds(), time.monotonic())
         plan = order_rows(plan, "train", {"seed": 42})
         segments = whole_examples(plan, examples)

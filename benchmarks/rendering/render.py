@@ -35,6 +35,7 @@ END = "<|endoftext|>"
 ARMS = {
     "starloom": "starloom: numpy split, cache over the tokenizer's own merges",
     "seed": "(a) the seeds' path: datasets.map, one example at a time",
+    "alpaca": "(a2) the same, prompt and answer tokenized together, then the prompt for its length",
     "map": "(b) datasets.map(batched, num_proc=2)",
     "trl": "(c) TRL 1.16: SFTTrainer's tokenize + pack (bfd), num_proc=2",
     "batch": "(d) starloom with tokenizers' encode_batch_fast",
@@ -185,13 +186,11 @@ def pack_dataset(rows: Any, output: Path) -> None:
 def run_seed(corpus: Path, tokenizer: Path, output: Path) -> None:
     """Render, encode and mask one example at a time, as the scripts of the seeds do.
 
-    The mask is found token by token in Python, as in `mask_user_labels`.
+    The mask is found token by token in Python, as in `mask_user_labels`. Their attention masks,
+    which no arm needs, are left out.
     """
     encode = load_transformers(tokenizer)
     end = encode.convert_tokens_to_ids(END)
-
-    def render(row: dict[str, str]) -> dict[str, str]:
-        return {"source": f"{row['prompt']}\n", "target": row["completion"]}
 
     def tokenize(row: dict[str, str]) -> dict[str, list[int]]:
         source, target = encode(row["source"])["input_ids"], encode(row["target"])["input_ids"]
@@ -201,6 +200,33 @@ def run_seed(corpus: Path, tokenizer: Path, output: Path) -> None:
             if number < len(source):
                 labels[number] = -100
         return {"input_ids": ids, "labels": labels}
+
+    map_each(corpus, output, tokenize)
+
+
+def run_alpaca(corpus: Path, tokenizer: Path, output: Path) -> None:
+    """Tokenize each row twice, as Alpaca's training script does, which seed 002 was trained with.
+
+    What stands at the border of prompt and answer is merged, so that the rows are not the others'.
+    """
+    encode = load_transformers(tokenizer)
+    end = encode.convert_tokens_to_ids(END)
+
+    def tokenize(row: dict[str, str]) -> dict[str, list[int]]:
+        ids = [*encode(row["source"] + row["target"])["input_ids"], end]
+        length = len(encode(row["source"])["input_ids"])
+        return {"input_ids": ids, "labels": [-100] * length + ids[length:]}
+
+    map_each(corpus, output, tokenize)
+
+
+def map_each(
+    corpus: Path, output: Path, tokenize: Callable[[dict[str, str]], dict[str, list[int]]]
+) -> None:
+    """Render, then tokenize, one example at a time; pack."""
+
+    def render(row: dict[str, str]) -> dict[str, str]:
+        return {"source": f"{row['prompt']}\n", "target": row["completion"]}
 
     rows = load_rows(corpus, output).map(render, remove_columns=["prompt", "completion"])
     rows = rows.map(tokenize, remove_columns=["source", "target"])
