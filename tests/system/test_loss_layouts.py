@@ -27,6 +27,7 @@ def first_step(folder, name, **overrides):
     batch, accumulation, ranks, strategy = LAYOUTS[name]
     recipe = make_recipe(
         training__max_steps=1,
+        training__warmup_steps=0,  # an adapter that learned nothing is not saved
         training__logging_steps=1,
         training__per_device_train_batch_size=batch,
         training__gradient_accumulation_steps=accumulation,
