@@ -236,7 +236,7 @@ def run_bare(prepared: Prepared, gate: Gate) -> None:
     from transformers import get_cosine_schedule_with_warmup
 
     from pipelines.runs import Run
-    from pipelines.training.attention import is_flat
+    from pipelines.training.attention import is_flat, use_attention
     from pipelines.training.collate import Collator, PassedDataset
     from pipelines.training.head_loss import HeadLoss
     from pipelines.training.models import build_model, load_tokenizer
@@ -245,6 +245,7 @@ def run_bare(prepared: Prepared, gate: Gate) -> None:
     settings = recipe.training
     model = build_model(recipe, folder).train()
     model.config.use_cache = False
+    use_attention(model, recipe.model.attn_implementation)
     nats = HeadLoss(model, recipe.model.head_loss)
     pad = load_tokenizer(folder).pad_token_id
     rows = PassedDataset(Path(prepared["pack"]))
