@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.base_model import TOKENIZER_FILE, find_file
+from pipelines.dataset_checks import raw_bytes
 from pipelines.engine import Built, Job, Outcome, Params, Work
 from pipelines.errors import StarloomError
 from pipelines.manifest import Counts
@@ -21,6 +22,7 @@ from pipelines.sources.preview import read_sample
 from pipelines.store import StageRef, StageSpec, Store
 
 RECORDS = 24  # of each source
+SAMPLED_BYTES = 2**28  # of raw input: some formats are read whole before their first record
 UNTRAINED = "nothing_trained"
 
 
@@ -44,19 +46,34 @@ def sample_problems(recipe: Recipe) -> tuple[Sample | None, list[str]]:
     """
     if not _has_tokenizer(recipe):
         return None, []
-    rows: list[Row] = []
-    try:
-        for source in recipe.sources:
-            rows += read_sample(source, RECORDS)
-    except StarloomError:  # not fetched yet, or said by the sources' own checks
-        rows = []
-    if not rows and recipe.tokenizer.train_vocab_size:
+    rows = _read(recipe)
+    if rows == []:
+        return None, [_no_record()]
+    if rows is None and recipe.tokenizer.train_vocab_size:
         return None, []
     try:
-        sample = _render(recipe, rows)
+        sample = _render(recipe, rows or [])
     except StarloomError as error:
         return None, [f"template {recipe.template.name!r} and tokenizer: {error}"]
     return sample, _untrained(recipe, sample)
+
+
+def _read(recipe: Recipe) -> list[Row] | None:
+    """Return the first records of each source; None where one is not here, or too large to open."""
+    size = raw_bytes(recipe)
+    if size is None or size > SAMPLED_BYTES:
+        return None
+    try:
+        return [row for source in recipe.sources for row in read_sample(source, RECORDS)]
+    except StarloomError:  # said by the sources' own checks, or when they are read
+        return None
+
+
+def _no_record() -> str:
+    return (
+        "sources: not one record with something to train on can be made of what they hold, so that "
+        "nothing would be learned; `starloom preview PATH` shows what is wrong with which rows"
+    )
 
 
 def _untrained(recipe: Recipe, sample: Sample) -> list[str]:

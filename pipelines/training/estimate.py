@@ -27,6 +27,8 @@ LIVE_PARAMETERS, PREFETCHED, REDUCED = 10**9, 5 * 10**7, 5 * 10**8
 CPU_FRAMEWORK = 0.55
 CPU_DEEPSPEED = 0.25
 CUDA_FRAMEWORK, NCCL_BUFFERS = 1.2, 0.8
+# glibc keeps what is freed (environment.KEEP_MEMORY), in pieces that the next tensor may not fit.
+CPU_FRAGMENTS = 0.18
 CUDA_FRAGMENTS = 0.05  # of what is allocated and freed in a step
 
 
@@ -133,9 +135,12 @@ def _moment(job: _Job, moment: str, *, gradients: float = 0.0, activations: floa
     on_cuda = job.hardware.device == "cuda"
     framework = _framework(job)
     buffers += _buffers(job)
+    weights, optimizer = _weights(job), _optimizer(job)
     if on_cuda:
         framework += CUDA_FRAGMENTS * (activations + logits + buffers)
-    weights, optimizer = _weights(job), _optimizer(job)
+    else:
+        held = weights + optimizer + gradients + activations + logits + buffers
+        buffers += CPU_FRAGMENTS * held
     return Memory(weights, gradients, optimizer, activations, logits, buffers, framework,
                   _host(job) if on_cuda else 0.0, moment)  # fmt: skip
 
@@ -186,7 +191,7 @@ def _buffers(job: _Job) -> float:
     """Return what a strategy communicates through, held throughout."""
     n, strategy, width = job.trained, job.strategy, job.numbers.compute
     if strategy == "ddp":
-        return 4.0 * n if job.shards > 1 or job.hardware.device == "cuda" else 0.0
+        return 4.0 * n  # DDP's buckets, for one process too
     on_cuda = job.hardware.device == "cuda"
     if strategy == "fsdp2":
         block = job.shape.block_matrices + job.shape.block_vectors
@@ -223,9 +228,7 @@ def _saved(job: _Job) -> tuple[float, float]:
     """Return the bytes saved by all blocks, and by the one that is recomputed."""
     recipe, shape, numbers = job.recipe, job.shape, job.numbers
     row = recipe.tokenization.block_size
-    block = job.tokens * block_bytes(
-        shape, numbers, row, job.attention, recipe.adapter
-    )
+    block = job.tokens * block_bytes(shape, numbers, row, job.attention, recipe.adapter)
     stream = job.tokens * shape.hidden * numbers.stream
     ends = 2 * stream + job.tokens * 40  # around the blocks; ids, labels and positions
     if recipe.training.gradient_checkpointing:

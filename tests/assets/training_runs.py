@@ -76,7 +76,8 @@ def write_shard(inputs, output, params):
     with pa.OSFile(str(output), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
         writer.write_table(table, max_chunksize=7)
     counts = Counts(rows_in=len(rows), rows_out=len(rows), used=len(rows))
-    return Outcome(counts, tokens=sum(len(row["input_ids"]) for row in rows))
+    trained = sum(label != -100 for row in rows for label in row["labels"])
+    return Outcome(counts, sum(len(row["input_ids"]) for row in rows), trained)
 
 
 def build_stages(store, train=40, validation=9):

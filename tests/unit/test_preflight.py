@@ -1,13 +1,19 @@
 """Preflight: everything that is missing is said in one line, before any long work."""
 
+import json
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
+import yaml
 
 from pipelines import preflight
+from pipelines.dataset_checks import Dataset, trained_problems
 from pipelines.errors import PreflightError
+from pipelines.manifest import Manifest
 from pipelines.recipe import load_recipe, recipe_names
+from tests.assets.training_runs import make_run
 
 Disk = namedtuple("Disk", "total used free")
 
@@ -81,3 +87,99 @@ def test_the_parameter_count_equals_the_model_that_is_built():
     counted = preflight.count_parameters(recipe)
 
     assert abs(counted / model.num_parameters() - 1) < 0.01
+
+
+def test_the_data_stages_of_a_gated_model_ask_for_its_tokenizer_only(tmp_path, monkeypatch):
+    named = "bigcode/starcoderbase-1b"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    recipe = load_recipe("scikit-learn")
+
+    with pytest.raises(PreflightError) as error:
+        preflight.check(recipe, tmp_path, data_only=True)
+
+    text = str(error.value)
+    assert f"tokenizer of {named!r} is not in the local cache" in text
+    assert f"accept its license on https://huggingface.co/{named}" in text
+    assert "the data stages need its tokenizer.json only" in text
+    assert "model.safetensors" not in text
+
+
+@pytest.mark.parametrize(
+    ("token", "who"), [(None, "no token is set here"), ("hf_x", "your token has no access to it")]
+)
+def test_gated_weights_without_access_name_page_and_login(token, who, tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    class Hub:
+        def auth_check(self, name):
+            import httpx
+
+            raise GatedRepoError(
+                "403", response=httpx.Response(403, request=httpx.Request("GET", "https://x"))
+            )
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
+
+    with pytest.raises(PreflightError) as error:
+        preflight.check(load_recipe("scikit-learn"), tmp_path)
+
+    assert f"is gated and {who}: accept its license on" in str(error.value)
+    assert "https://huggingface.co/bigcode/starcoderbase-1b" in str(error.value)
+    assert "hf auth login" in str(error.value)
+    assert "hf_x" not in str(error.value)
+
+
+def test_a_block_above_the_positions_of_a_hub_model_is_refused_without_the_model(tmp_path):
+    recipe = load_recipe("scikit-learn", overrides={"tokenization.block_size": 16_384})
+
+    with pytest.raises(PreflightError, match="block_size 16384 is above the 8192 positions"):
+        preflight.check(recipe, tmp_path)
+
+
+def test_a_recipe_that_would_train_no_token_is_refused(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": f"question number {i}, please"},
+                          {"role": "assistant", "content": "an answer", "train": False}]}
+            for i in range(4)]  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"type": "dataset", "id": "rows", "path": str(path), "allow_unlicensed": True}
+    changes = {"sources": [source], "template": {"name": "chatml"}, "fim": {}}
+
+    with pytest.raises(PreflightError, match="not one record with something to train on"):
+        preflight.check(load_recipe("quickstart", overrides=changes), tmp_path)
+
+
+def test_a_run_whose_shards_do_not_fit_its_recipe_is_refused(tmp_path):
+    run, store = make_run(tmp_path)
+    preflight.check_run(run, store)
+    other = load_recipe("quickstart", overrides={"tokenization.block_size": 32})
+
+    tokenizer = store.path(run.refs()["tokenizer"]) / "tokenizer.json"
+    before = tokenizer.read_bytes()
+    tokenizer.write_bytes(before.replace(b"filler0", b"filler_"))
+    with pytest.raises(PreflightError, match="tokenizer.json does not match its sha256"):
+        preflight.check_run(run, store)
+
+    tokenizer.write_bytes(before)
+    manifest = Manifest.read(store.path(run.refs()["pack"]))
+    replace(
+        manifest, upstream={"tokenizer": "0" * 64}, key_parts={"params": {"block_size": 64}}
+    ).write(store.path(run.refs()["pack"]))
+    (run.path / "recipe.yaml").write_text(yaml.safe_dump(other.model_dump(mode="json")))
+    with pytest.raises(PreflightError) as error:
+        preflight.check_run(run, store)
+
+    assert "packed with tokenizer 000000000000, but the run names" in str(error.value)
+    assert "rows of 64 tokens, but tokenization.block_size is 32" in str(error.value)
+
+
+def test_a_dataset_without_a_trained_token_is_refused(tmp_path):
+    dataset = Dataset(tmp_path, rows=3, tokens=90, trained_tokens=0)
+
+    (problem,) = trained_problems(dataset)
+
+    assert "3 rows with 0 trained tokens: nothing would be learned" in problem
+    assert trained_problems(replace(dataset, trained_tokens=1)) == []
