@@ -1,8 +1,9 @@
 """How much memory one training process takes, before anything is loaded.
 
-What is held throughout (weights, optimizer state) is added to what four moments hold besides: the
-loss at the head, the backward pass of a block, the optimizer's step, an evaluation. The largest
-counts. benchmarks/training_memory.py holds the estimates against measured peaks.
+What is held throughout (weights, optimizer state) is added to what five moments hold besides: the
+loss at the head, the backward pass of the last and the first block, the optimizer's step, an
+evaluation. The largest counts. benchmarks/training_memory.py holds the estimates against measured
+peaks.
 """
 
 from dataclasses import dataclass, fields
@@ -96,8 +97,13 @@ class _Job:
             return Numbers(4, 4, autocast=False, on_cuda=on_cuda, dropout=dropout)
         if self.zero:
             return Numbers(2, 2, autocast=False, on_cuda=on_cuda, dropout=dropout)
-        narrow = self.recipe.adapter is not None or self.strategy == "fsdp2"
+        narrow = self.narrow_base or self.strategy == "fsdp2"
         return Numbers(2, 2 if narrow else 4, autocast=True, on_cuda=on_cuda, dropout=dropout)
+
+    @property
+    def narrow_base(self) -> bool:
+        # Frozen weights are loaded in model.dtype, random and trained ones are float32.
+        return self.half and self.recipe.adapter is not None and self.recipe.model.config is None
 
     @property
     def dropout(self) -> bool:
@@ -125,8 +131,8 @@ class _Job:
 def estimate_memory(recipe: Recipe, shape: Shape, hardware: Hardware) -> Memory:
     """Return what one process of a run needs at its peak."""
     job = _Job(recipe, shape, hardware)
-    return max((moment(job) for moment in (_at_head, _in_block, _at_step, _in_evaluation)),
-               key=lambda memory: memory.total)  # fmt: skip
+    moments = (_at_head, _in_last_block, _in_first_block, _at_step, _in_evaluation)
+    return max((moment(job) for moment in moments), key=lambda memory: memory.total)
 
 
 def _moment(job: _Job, moment: str, *, gradients: float = 0.0, activations: float = 0.0,
@@ -154,7 +160,7 @@ def _weights(job: _Job) -> float:
     if job.offload == "all":
         return 0.0
     shards = job.shards if job.strategy in ("zero3", "fsdp2") else 1
-    width = 2 if job.half and (job.zero or job.recipe.adapter) else 4
+    width = 2 if job.narrow_base or (job.half and job.zero) else 4
     return (width * n + (2 if job.half and job.zero else 4) * adapters) / shards
 
 
@@ -237,8 +243,8 @@ def _saved(job: _Job) -> tuple[float, float]:
 
 
 def _casts(job: _Job) -> float:
-    """Return autocast's copies of trained float32 weights, kept until the forward pass ends."""
-    if not job.numbers.autocast or job.recipe.adapter is not None:
+    """Return autocast's copies of float32 weights, kept until the forward pass ends."""
+    if not job.numbers.autocast or job.narrow_base:
         return 0.0
     matrices = job.shape.layers * job.shape.block_matrices
     return 2.0 * (matrices + job.shape.vocab * job.shape.hidden)
@@ -278,11 +284,10 @@ def _logits(job: _Job, tokens: int, *, trained: bool) -> float:
     return float(total)
 
 
-def _in_block(job: _Job) -> Memory:
+def _in_last_block(job: _Job) -> Memory:
     """Take the last block, which goes first: all others are saved, the head has its gradient."""
     saved, recomputed = _saved(job)
-    shape, numbers = job.shape, job.numbers
-    working = job.tokens * (2 * shape.inner * numbers.compute + 4 * shape.hidden * numbers.stream)
+    shape = job.shape
     head = 0.0 if job.recipe.adapter else 4.0 * shape.vocab * shape.hidden
     before = _accumulated(job)
     gradients = max(before, head) if job.strategy == "ddp" else before + head
@@ -290,14 +295,26 @@ def _in_block(job: _Job) -> Memory:
         casts = 2.0 * shape.block_matrices if _casts(job) else 0.0
     else:
         casts = _casts(job)
+    activations = saved + recomputed + _working(job) + casts
+    return _moment(job, "backward pass", gradients=gradients, activations=activations)
+
+
+def _in_first_block(job: _Job) -> Memory:
+    """Take the first block, which goes last: nothing else is saved, all gradients are there."""
+    saved, recomputed = _saved(job)
+    block = recomputed or saved / job.shape.layers
+    activations = block + _working(job)
+    return _moment(job, "backward pass", gradients=_gradients(job), activations=activations)
+
+
+def _working(job: _Job) -> float:
+    """Return what the backward pass of one block holds besides what was saved."""
+    shape, numbers = job.shape, job.numbers
+    width = 2 * shape.inner * numbers.compute + 4 * shape.hidden * numbers.stream
+    working = float(job.tokens * width)
     if job.recipe.model.quantization_config is not None:
         working += 2 * max(a * b for a, b in shape.linear_layers.values())  # in 16 bit, in turn
-    return _moment(
-        job,
-        "backward pass",
-        gradients=gradients,
-        activations=saved + recomputed + working + casts,
-    )
+    return working
 
 
 def _at_step(job: _Job) -> Memory:
