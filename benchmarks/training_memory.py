@@ -159,7 +159,7 @@ def _free_port() -> int:
 
 def smallest(case: Case) -> Case:
     """Return the case whose model and batch are next to nothing."""
-    return replace(case, label="nothing", layers=1, width=64, vocab=512, block=64, batch=1,
+    return replace(case, label="nothing", layers=2, width=64, vocab=512, block=64, batch=1,
                    accumulation=1, checkpointing=False)  # fmt: skip
 
 
