@@ -318,14 +318,15 @@ def _working(job: _Job) -> float:
 
 
 def _at_step(job: _Job) -> Memory:
-    """Adam's step: on GPUs it is taken for all tensors at once, with as much again for the root."""
-    temporary = 4.0 * job.trained / (1 if job.strategy == "ddp" else job.shards)
-    if job.hardware.device == "cpu" and not job.zero:
-        temporary = 8.0 * max(job.shape.vocab * job.shape.hidden, 0) * (job.recipe.adapter is None)
-    elif job.offload != "none":
-        temporary = 0.0
-    elif job.zero:
-        temporary *= 2  # the gradients in float32, too
+    """Add what Adam's step takes: nothing where it is fused (CUDA), else a tensor's temporaries.
+
+    DeepSpeed steps on a float32 copy of its shard of the gradients.
+    """
+    temporary = 0.0
+    if job.zero and (job.offload == "none" or job.hardware.device == "cpu"):
+        temporary = 4.0 * job.trained / job.shards
+    if job.hardware.device == "cpu" and job.recipe.adapter is None:
+        temporary += 8.0 * job.shape.vocab * job.shape.hidden
     return _moment(job, "optimizer's step", gradients=_gradients(job), buffers=temporary)
 
 
