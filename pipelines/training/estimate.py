@@ -244,7 +244,7 @@ def _saved(job: _Job) -> tuple[float, float]:
 
 def _casts(job: _Job) -> float:
     """Return autocast's copies of float32 weights, kept until the forward pass ends."""
-    if not job.numbers.autocast or job.narrow_base:
+    if not job.numbers.autocast or job.narrow_base or job.strategy == "fsdp2":
         return 0.0
     matrices = job.shape.layers * job.shape.block_matrices
     return 2.0 * (matrices + job.shape.vocab * job.shape.hidden)

@@ -173,6 +173,16 @@ def test_checkpointing_takes_less_memory_and_longer_rows_more():
     assert total(per_device_train_batch_size=1) < total(per_device_train_batch_size=16)
 
 
+@pytest.mark.parametrize("name", ["oasst", "gpteacher", "code-alpaca", "stack-exchange"])
+def test_the_large_recipes_fit_the_gpus_of_80_gb_they_are_written_for(name):
+    recipe = load_recipe(name)
+    machine = Machine(8, "NVIDIA A100", 80e9, 2000 * GIB)
+
+    hardware = load_hardware(recipe.hardware)
+
+    assert memory_problems(recipe, find_shape(recipe), hardware, machine) == []
+
+
 @pytest.mark.parametrize(
     ("recipe", "changes", "machine"),
     [
