@@ -5,6 +5,7 @@ A template is immutable; ids are looked up by name when pieces are encoded.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +84,17 @@ def exported_template(settings: Settings) -> str | None:
     return get_template(settings).chat_template
 
 
-def answer_end(settings: Settings, folder: Path, chat_template: str) -> str:
+def answer_end(
+    settings: Settings, folder: Path, chat_template: str, names: Mapping[str, str]
+) -> str:
     """Return the control token that ends an answer.
 
     A Jinja template says so once it is tried with the tokenizer of `folder`, which need not hold
-    the template yet; TemplateError where it trains no end.
+    the template and its `names` of special tokens yet; TemplateError where it trains no end.
     """
     if not settings.is_jinja:
         return get_template(settings).stop
-    return _open_jinja(settings, folder, chat_template).stop
+    return _open_jinja(settings, folder, chat_template, names).stop
 
 
 def read_chat_template(folder: Path) -> str | None:
@@ -157,19 +160,26 @@ def _jinja_template(settings: Settings, folder: Path | None) -> JinjaTemplate:
         raise TemplateError(
             f"{folder}: the tokenizer has no chat template; name one in template.name"
         )
-    return _open_jinja(settings, folder, source)
+    return _open_jinja(settings, folder, source, read_special_names(folder))
 
 
-def _open_jinja(settings: Settings, folder: Path, source: str) -> JinjaTemplate:
+def read_special_names(folder: Path) -> dict[str, str]:
+    """Return a tokenizer folder's `bos_token` and `eos_token`, where it has them."""
     config = _read_json(folder / "tokenizer_config.json")
-    names = {key: _token_text(config.get(key)) or END_OF_TEXT for key in ("bos_token", "eos_token")}
+    found = {key: _token_text(config.get(key)) for key in ("bos_token", "eos_token")}
+    return {key: name for key, name in found.items() if name}
+
+
+def _open_jinja(
+    settings: Settings, folder: Path, source: str, names: Mapping[str, str]
+) -> JinjaTemplate:
     return open_jinja_template(
         settings.name,
         source,
         special_tokens=_special_tokens(folder),
         control_tokens=settings.control_tokens,
         rules=_rules(settings, settings.system),
-        variables=names,
+        variables={"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, **names},
     )
 
 

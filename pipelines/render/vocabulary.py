@@ -1,8 +1,8 @@
 """The `tokenizer` stage: a tokenizer folder that holds every control token the recipe renders.
 
 Either a byte-level BPE trained on the train split, with StarCoder's special tokens in their order,
-or the model's own tokenizer. Invariant: `<|endoftext|>` ends texts, `<fim_pad>` pads, never the
-same token, and every control token is special, so that no text encodes to it.
+or the model's own tokenizer. Invariant: `<|endoftext|>` ends texts, `<fim_pad>` or the family's own
+token pads, never the same one, and every control token is special, so that no text encodes to it.
 """
 
 import json
@@ -27,6 +27,7 @@ from pipelines.render.templates import (
     exported_template,
     get_template,
     read_chat_template,
+    read_special_names,
 )
 
 DEPENDS = ("tokenizers",)
@@ -60,6 +61,8 @@ STARCODER_TOKENS = (
 )
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+# What pads in other families, where it is there already: a new token would need a row.
+PADS = (PAD, "<|fim_pad|>", "<|finetune_right_pad_id|>", "<pad>", "[PAD]")
 SPECIAL_TOKENS_MAP = {
     "bos_token": END_OF_TEXT,
     "eos_token": END_OF_TEXT,
@@ -74,7 +77,7 @@ def params(recipe: Recipe) -> dict[str, Any]:
     Raises PreflightError where the folder has no tokenizer.json, TemplateError where the recipe
     wants the chat template of a tokenizer that has none.
     """
-    needed: dict[str, Any] = {"added": list(_added(recipe)), "required": list(_required(recipe))}
+    needed: dict[str, Any] = {"added": list(_added(recipe))}
     needed["sentinels"] = _fim_form(recipe)
     is_own = recipe.template.name == "model"
     needed["chat_template"] = None if is_own else exported_template(recipe.template)
@@ -94,6 +97,7 @@ def params(recipe: Recipe) -> dict[str, Any]:
     if folder.is_dir():
         if is_own:
             needed["chat_template"] = _own_template(recipe)
+        needed["names"] = _own_names(recipe)
         return {"content": digest_of(sha256_file(_tokenizer_file(folder))), **needed}
     return {"name_or_path": name, "revision": revision, **needed}
 
@@ -103,24 +107,28 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     arguments = params(recipe)
     if arguments["chat_template"] is None:
         arguments["chat_template"] = _own_template(recipe)
+    own: dict[str, str] = {}
     if recipe.tokenizer.train_vocab_size:
         corpus = tuple(path for _, path in inputs["split"].paths("train"))
         first = work.one(write_trained, Job(FILES[0], corpus), arguments)
     else:
         path = _fetch(*_origin(recipe))
         first = work.one(write_given, Job(FILES[0], (path,)), arguments)
+        own = _own_names(recipe)
+    tokenizer = load_tokenizer(work.path)
+    pad = _find_pad(tokenizer)
+    arguments["names"] = {**SPECIAL_TOKENS_MAP, **own, "pad_token": pad}
     if arguments["end_of_answer"] is None:
         arguments["end_of_answer"] = answer_end(
-            recipe.template, work.path, arguments["chat_template"]
+            recipe.template, work.path, arguments["chat_template"], arguments["names"]
         )
     rest = (
         work.one(write_config, Job(FILES[1], ()), arguments),
         work.one(write_special_tokens_map, Job(FILES[2], ()), arguments),
     )
-    tokenizer = load_tokenizer(work.path)
     form = arguments["sentinels"]
     sentinels = find_sentinels(tokenizer, form) if form else ()
-    names = dict.fromkeys((*arguments["required"], *sentinels, *arguments["added"]))
+    names = dict.fromkeys((END_OF_TEXT, pad, *sentinels, *arguments["added"]))
     report = {
         "vocab_size": tokenizer.get_vocab_size(with_added_tokens=True),
         "trained": bool(recipe.tokenizer.train_vocab_size),
@@ -169,18 +177,19 @@ def write_config(inputs: Sequence[Path], output: Path, params: Params) -> Outcom
         # Another class would rebuild the pre-tokenizer by its own rules and lose the digits.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        **SPECIAL_TOKENS_MAP,
+        **params["names"],
         # Here every version of transformers and every server looks for it.
         "chat_template": params["chat_template"],
         # Training puts it into generation_config, so that servers end answers there.
         "end_of_answer": params["end_of_answer"],
+        "end_of_text": END_OF_TEXT,
     }
     return _write_json(config, output)
 
 
 def write_special_tokens_map(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     """Write the file that tools other than transformers 5 read."""
-    return _write_json(SPECIAL_TOKENS_MAP, output)
+    return _write_json(params["names"], output)
 
 
 def _bodies(paths: Sequence[Path]) -> Iterator[str]:
@@ -194,7 +203,8 @@ def _write_tokenizer(tokenizer: Tokenizer, output: Path, params: Params) -> Outc
     sentinels = find_sentinels(tokenizer, form) if form else ()
     # A token that is there already keeps its id, and becomes special if it was not. Tokenizers of
     # other families lack StarCoder's end or pad token: as new ones they get rows that are trained.
-    tokenizer.add_special_tokens([*params["required"], *sentinels, *params["added"]])
+    required = (END_OF_TEXT, _find_pad(tokenizer))
+    tokenizer.add_special_tokens([*required, *sentinels, *params["added"]])
     tokenizer.save(str(output))
     return Outcome(Counts())
 
@@ -209,8 +219,25 @@ def _added(recipe: Recipe) -> tuple[str, ...]:
     return tuple(name for name in tokens if name not in STARCODER_TOKENS)
 
 
-def _required(recipe: Recipe) -> tuple[str, ...]:
-    return (END_OF_TEXT, PAD)
+def _find_pad(tokenizer: Tokenizer) -> str:
+    """Return the token that pads: the first that the tokenizer has, or else StarCoder's."""
+    return next((name for name in PADS if tokenizer.token_to_id(name) is not None), PAD)
+
+
+def _own_names(recipe: Recipe) -> dict[str, str]:
+    """Return what a Jinja template means by `bos_token` and `eos_token`: the given tokenizer's."""
+    if not recipe.template.is_jinja:
+        return {}
+    name, revision = _origin(recipe)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            folder = _fetch(name, revision, FILES[1]).parent
+        except EntryNotFoundError:
+            return {}
+    return read_special_names(folder)
 
 
 def _fim_form(recipe: Recipe) -> str | None:

@@ -177,10 +177,9 @@ def _check_positions(model: Any, recipe: Recipe) -> None:
 
 def _stop_ids(tokenizer: Any) -> list[int]:
     """Return the ids that end an answer: the end of text, and the template's end of turn."""
-    eos = tokenizer.eos_token_id
-    name = tokenizer.init_kwargs.get("end_of_answer")
-    stop = eos if name is None else tokenizer.convert_tokens_to_ids(name)
-    return [eos] if stop is None else [eos, stop]
+    named = [tokenizer.init_kwargs.get(key) for key in ("end_of_text", "end_of_answer")]
+    found = [tokenizer.convert_tokens_to_ids(name) for name in named if name is not None]
+    return [tokenizer.eos_token_id, *(stop for stop in found if stop is not None)]
 
 
 def _own_stops(model: Any, recipe: Recipe) -> list[int]:

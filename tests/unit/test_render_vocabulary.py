@@ -141,6 +141,53 @@ def test_a_tokenizer_of_another_family_gets_an_end_and_a_pad_token_of_its_own(tm
     assert store.manifest(refs["tokenizer"]).report["control_ids"]["<fim_pad>"] == 401
 
 
+def test_a_pad_token_of_another_family_is_used_and_no_row_is_added(tmp_path):
+    folder = save_tokenizer(tmp_path / "given", without=("<fim_pad>",))
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace("<filename>", "<|fim_pad|>"))
+
+    store, refs = render_stages(
+        tmp_path / "store", given(folder, fim__fim_rate=0), RECORDS, until="tokenizer"
+    )
+
+    report = store.manifest(refs["tokenizer"]).report
+    config = json.loads((store.path(refs["tokenizer"]) / "tokenizer_config.json").read_text())
+    assert (report["vocab_size"], report["control_ids"]) == (
+        400,
+        {"<|endoftext|>": 0, "<|fim_pad|>": 5},
+    )
+    assert config["pad_token"] == "<|fim_pad|>"
+
+
+def test_a_models_template_begins_and_ends_with_the_tokens_that_its_tokenizer_names(tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = save_tokenizer(tmp_path / "given")
+    config = {
+        "bos_token": "<gh_stars>",
+        "eos_token": {"content": "<issue_closed>"},
+        "chat_template": "{{ bos_token }}{% for m in messages %}{{ m.role }}\n{{ m.content }}"
+        "{{ eos_token if m.role == 'assistant' }}{% endfor %}"
+        "{{ 'assistant\n' if add_generation_prompt }}",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+    store, refs = render_stages(
+        tmp_path / "store", with_own_template(folder), RECORDS, until="tokenizer"
+    )
+    made = store.path(refs["tokenizer"])
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    written = json.loads((made / "tokenizer_config.json").read_text())
+
+    assert AutoTokenizer.from_pretrained(made).apply_chat_template(messages, tokenize=False) == (
+        "<gh_stars>user\nHiassistant\nHello<issue_closed>"
+    )
+    assert (written["end_of_answer"], written["end_of_text"]) == (
+        "<issue_closed>",
+        "<|endoftext|>",
+    )
+
+
 def test_a_given_tokenizer_counts_by_its_content_and_not_by_its_path(tmp_path):
     folder = save_tokenizer(tmp_path / "given")
     moved = shutil.copytree(folder, tmp_path / "moved")
@@ -303,4 +350,5 @@ def test_a_models_chat_template_is_fetched_with_its_tokenizer(tmp_path, monkeypa
         "tokenizer_config.json",
         *([where] * where.endswith("jinja")),
         "tokenizer.json",
+        "tokenizer_config.json",
     ]
