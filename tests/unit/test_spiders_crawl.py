@@ -291,8 +291,13 @@ def test_an_interrupted_parent_stops_the_spider_and_waits_for_it(server, site, t
         os.kill(os.getpid(), signal.SIGINT)
 
     before = set(psutil.Process().children())
-    threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        visit(server, tmp_path, "/slow", timeout=60)
+    # A test process that another started may have been told to ignore it.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            visit(server, tmp_path, "/slow", timeout=60)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
     assert set(psutil.Process().children()) <= before
