@@ -106,6 +106,8 @@ def build_twin(config: Any, attn_implementation: str) -> Any:
     for name in DROPOUTS:
         if hasattr(small, name):
             setattr(small, name, 0.0)
+    if getattr(small, "layer_types", None):  # one for each layer, of which there may be fewer
+        small.layer_types = (list(small.layer_types) * 2)[: SIZES["num_hidden_layers"]]
     small.bos_token_id = small.eos_token_id = small.pad_token_id = None
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

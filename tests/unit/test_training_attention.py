@@ -50,6 +50,15 @@ def mixing():
     return "mixing"
 
 
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_a_model_of_any_number_of_layers_has_a_twin_of_two(layers):
+    twin = build_twin(Qwen2Config(vocab_size=64, num_hidden_layers=layers), "sdpa")
+
+    assert twin.config.layer_types == ["full_attention", "full_attention"]
+    assert len(twin.model.layers) == 2
+    assert packing_difference(twin, "cpu") < 1e-4
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("wanted", ["auto", "varlen", "sdpa", "eager"])
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
