@@ -49,7 +49,8 @@ def test_fsdp2_has_the_losses_of_ddp_and_resumes_identically(tmp_path, kind):
     assert len(list((newest / "optimizer_0").glob("*.distcp"))) == 2
     weights, others = (load_file(runs[n].model / "model.safetensors") for n in ("plain", "ddp"))
     assert weights.keys() == others.keys()
-    assert all((weights[k] - others[k]).abs().max() < 1e-5 for k in weights)
+    # The keys' biases have no gradient but rounding, which Adam makes steps of: 1e-5 after 20.
+    assert all((weights[k] - others[k]).abs().max() < 1e-4 for k in weights)
 
 
 def test_a_sharded_checkpoint_gives_back_the_whole_weights(tmp_path):
