@@ -74,6 +74,15 @@ CASES = (
     Case("full, bfloat16", dtype="bfloat16"),
     Case("LoRA", lora=True, width=768),
     Case("LoRA, checkpointing", lora=True, layers=12, width=768, checkpointing=True),
+    Case(
+        "LoRA, checkpointing, long rows",
+        lora=True,
+        layers=12,
+        width=768,
+        block=2048,
+        batch=1,
+        checkpointing=True,
+    ),
     Case("LoRA, bfloat16", lora=True, layers=12, width=768, dtype="bfloat16"),
     Case("llama, full", "llama"),
     Case("llama, LoRA", "llama", lora=True),
@@ -232,11 +241,11 @@ def _tokenizer(store: Store, vocab: int) -> StageRef:
 
 def compare(cases: tuple[Case, ...]) -> list[dict[str, Any]]:
     """Return one row a case: estimated and measured GiB beyond the framework, and the deviation."""
-    baselines: dict[tuple[str, int], int] = {}
+    baselines: dict[tuple[Any, ...], int] = {}
     rows = []
     for case in cases:
         with tempfile.TemporaryDirectory() as name:
-            key = (case.strategy, case.processes)
+            key = (case.strategy, case.processes, case.lora)  # peft is a library too
             if key not in baselines:
                 baselines[key] = measure(smallest(case), Path(name))
             shape, memory = estimate(case, Path(name))

@@ -22,12 +22,20 @@ ALLOWED = {
     "STARLOOM_DATA", "STARLOOM_PEAK_TFLOPS", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
 }  # fmt: skip
 # glibc gives every large tensor back to the kernel at once: 40,000 page faults and 8 % of the CPU
-# time of a quickstart step. Keeping them costs 3 % of memory.
+# time of a quickstart step. Keeping them costs 18 % of memory where all tensors of a block stay.
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**30),
     "MALLOC_TOP_PAD_": str(2**26),
 }
+# Where small tensors outlive the large ones around them, glibc before 2.38 fits no aligned tensor
+# into the gap that one of the same size left (sourceware bug 14581), and twice the memory is taken.
+# There each large tensor is a mapping of its own; huge pages, where the kernel has them, halve the
+# cost of its page faults.
+RETURN_MEMORY = {
+    **KEEP_MEMORY, "MALLOC_MMAP_THRESHOLD_": str(2**20),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}  # fmt: skip
 ALLOWED_PREFIXES = ("LC_", "NCCL_", "GLOO_")
 DEEPSPEED_ENVIRONMENT = "deepspeed.env"
 # deepspeed's launcher reaches the other nodes by ssh.
@@ -49,6 +57,11 @@ def needs_hub(recipe: Recipe) -> bool:
     """Return whether the base model is a hub id rather than a folder or random weights."""
     name = recipe.model.model_name_or_path
     return name is not None and not Path(name).exists()
+
+
+def keeps_memory(recipe: Recipe) -> bool:
+    """Return whether training on CPU keeps freed tensors: not with adapters or recomputation."""
+    return recipe.adapter is None and not recipe.training.gradient_checkpointing
 
 
 def child_environment(
@@ -73,7 +86,8 @@ def child_environment(
     if not needs_hub(recipe) and "trackio" not in recipe.training.report_to:
         environment["HF_HUB_OFFLINE"] = "1"
     if hardware.device == "cpu":
-        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", **KEEP_MEMORY}
+        environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        environment |= KEEP_MEMORY if keeps_memory(recipe) else RETURN_MEMORY
         if hardware.num_nodes == 1:
             # Otherwise gloo asks the resolver for this host's name, which may not exist.
             environment["GLOO_SOCKET_IFNAME"] = "lo"

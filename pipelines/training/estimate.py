@@ -17,6 +17,7 @@ from pipelines.training.activations import (
     block_bytes,
     chunk_size,
 )
+from pipelines.training.environment import keeps_memory
 from pipelines.training.shapes import Shape
 
 GIB = 2**30
@@ -28,7 +29,8 @@ LIVE_PARAMETERS, PREFETCHED, REDUCED = 10**9, 5 * 10**7, 5 * 10**8
 CPU_FRAMEWORK = 0.55
 CPU_DEEPSPEED = 0.25
 CUDA_FRAMEWORK, NCCL_BUFFERS = 1.2, 0.8
-# glibc keeps what is freed (environment.KEEP_MEMORY), in pieces that the next tensor may not fit.
+# What glibc keeps (environment.KEEP_MEMORY) is in pieces that the next tensor may not fit; where it
+# returns large tensors to the kernel (RETURN_MEMORY) there are none.
 CPU_FRAGMENTS = 0.18
 CUDA_FRAGMENTS = 0.05  # of what is allocated and freed in a step
 
@@ -144,7 +146,7 @@ def _moment(job: _Job, moment: str, *, gradients: float = 0.0, activations: floa
     weights, optimizer = _weights(job), _optimizer(job)
     if on_cuda:
         framework += CUDA_FRAGMENTS * (activations + logits + buffers)
-    else:
+    elif keeps_memory(job.recipe):
         held = weights + optimizer + gradients + activations + logits + buffers
         buffers += CPU_FRAGMENTS * held
     return Memory(weights, gradients, optimizer, activations, logits, buffers, framework,
