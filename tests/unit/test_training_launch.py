@@ -284,7 +284,7 @@ def test_the_environment_is_an_allow_list_with_one_thread_per_rank():
     ],
 )
 def test_large_tensors_go_back_to_the_kernel_where_gaps_between_small_ones_are_lost(changes):
-    """glibc before 2.38 took 2.0 GiB for 0.7 GiB of tensors (LoRA with recomputation)."""
+    """glibc 2.36 took 2.0 GiB for 0.7 GiB of tensors (LoRA with recomputation)."""
     found = child_environment(make_recipe(**changes), load_hardware("cpu"), {})
     on_gpu = child_environment(make_recipe(**changes), load_hardware("gpu"), {})
 
