@@ -59,13 +59,9 @@ def needs_hub(recipe: Recipe) -> bool:
     return name is not None and not Path(name).exists()
 
 
-def keeps_memory(recipe: Recipe, hardware: Hardware) -> bool:
-    """Return whether training on CPU keeps the memory of freed tensors.
-
-    Not with adapters, recomputation or sharding, which free large tensors between small ones.
-    """
-    whole = recipe.adapter is None and hardware.strategy == "ddp"
-    return whole and not recipe.training.gradient_checkpointing
+def keeps_memory(recipe: Recipe) -> bool:
+    """Return whether training on CPU keeps freed tensors: not with adapters or recomputation."""
+    return recipe.adapter is None and not recipe.training.gradient_checkpointing
 
 
 def child_environment(
@@ -91,7 +87,7 @@ def child_environment(
         environment["HF_HUB_OFFLINE"] = "1"
     if hardware.device == "cpu":
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        environment |= KEEP_MEMORY if keeps_memory(recipe, hardware) else RETURN_MEMORY
+        environment |= KEEP_MEMORY if keeps_memory(recipe) else RETURN_MEMORY
         if hardware.num_nodes == 1:
             # Otherwise gloo asks the resolver for this host's name, which may not exist.
             environment["GLOO_SOCKET_IFNAME"] = "lo"
