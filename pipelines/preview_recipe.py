@@ -9,6 +9,7 @@ import tempfile
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from pipelines.engine import Built, Job, Outcome, Params, Work
@@ -103,18 +104,20 @@ def preview_recipe(recipe: Recipe, records: Sequence[Row], *, limit: int = NUM_S
 def _with_tokenizer(recipe: Recipe, refs: Refs, store: Store) -> tuple[Recipe, str]:
     """Build the tokenizer; return the recipe as it is shown, and why with another tokenizer."""
     problem = ""
-    if _is_out_of_reach(recipe) and recipe.template.name != "model":
+    if _is_out_of_reach(recipe):
         problem = "the recipe's is not on this machine, and the Hub cannot be reached"
     else:
         try:
             refs["tokenizer"] = build_stage(get_stage("tokenizer"), recipe, refs, store)
         except UnfetchedTokenizer as error:
-            if recipe.template.name == "model":
-                raise
             problem = str(error)
     if problem:
-        stand_in = Tokenizer(train_vocab_size=STAND_IN_TOKENS)
-        recipe = recipe.model_copy(update={"tokenizer": stand_in})
+        changes: dict[str, Any] = {"tokenizer": Tokenizer(train_vocab_size=STAND_IN_TOKENS)}
+        if recipe.template.name == "model":
+            problem += ", so its own template is shown as chatml"
+            template = {"name": "chatml", "control_tokens": ()}
+            changes["template"] = recipe.template.model_copy(update=template)
+        recipe = recipe.model_copy(update=changes)
         refs["tokenizer"] = build_stage(get_stage("tokenizer"), recipe, refs, store)
     return recipe, problem
 

@@ -91,7 +91,7 @@ def test_a_tokenizer_out_of_reach_is_stood_in_for_and_the_page_says_so(monkeypat
     assert "+ y<|endoftext|>" in page
 
 
-def test_a_tokenizer_that_is_refused_is_stood_in_for_unless_its_own_template_is_wanted(monkeypatch):
+def test_a_tokenizer_that_is_refused_is_stood_in_for_and_its_own_template_by_chatml(monkeypatch):
     def refuse(*_, **__):
         raise OSError("401")
 
@@ -102,5 +102,9 @@ def test_a_tokenizer_that_is_refused_is_stood_in_for_unless_its_own_template_is_
     page = preview_recipe(hub_recipe(), records)
 
     assert "on these records: tokenizer 'owner/gated' at revision 'main' cannot be fetched" in page
-    with pytest.raises(StarloomError, match="'owner/gated' at revision 'main' cannot be fetched"):
-        preview_recipe(hub_recipe(template__name="model", template__train_on_prompt=False), records)
+
+    own = hub_recipe(template__name="model", template__train_on_prompt=False)
+    page = preview_recipe(own, records)
+
+    assert ", so its own template is shown as chatml.\n" in page
+    assert "+ y<|im_end|>" in page
