@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import StarloomError
-from pipelines.manifest import Manifest, canonical, content_digest, sha256_file
+from pipelines.manifest import Manifest, canonical, find_damage
 from pipelines.plan import STAGES, stage_spec
 from pipelines.recipe import Recipe
 from pipelines.render import format as format_stage
@@ -66,7 +66,7 @@ def find_dataset(recipe: Recipe, store: Store) -> tuple[Dataset | None, list[str
         folder = store.root / stage.name / spec.key[:16]
         if not folder.is_dir():
             return None, damaged
-        damage = find_damage(folder)
+        damage = find_damage(folder, lambda *_: False)
         if damage:
             return None, [*damaged, f"{folder}: {damage}; a run builds it again"]
         manifest = Manifest.read(folder)
@@ -94,25 +94,6 @@ def raw_bytes(recipe: Recipe, expanded: Mapping[str, float] | None = None) -> in
     return int(total)
 
 
-def find_damage(folder: Path, *, rehash: bool = False) -> str | None:
-    """Say where a stage's files differ from its manifest: sizes, and with `rehash` every byte."""
-    try:
-        manifest = Manifest.read(folder)
-    except UNREADABLE as error:
-        return f"no readable manifest ({type(error).__name__})"
-    if content_digest(manifest.shards) != manifest.digest:
-        return "manifest and content digest differ"
-    for shard in manifest.shards:
-        path = folder / shard.file
-        if not path.is_file():
-            return f"{shard.file} is missing"
-        if path.stat().st_size != shard.bytes:
-            return f"{shard.file} has {path.stat().st_size} bytes, expected {shard.bytes}"
-        if rehash and sha256_file(path) != shard.sha256:
-            return f"{shard.file} does not match its sha256"
-    return None
-
-
 def trained_problems(dataset: Dataset) -> list[str]:
     """Say that a dataset has nothing to train on."""
     if dataset.rows and dataset.trained_tokens:
@@ -135,7 +116,8 @@ def run_problems(run: Run, store: Store) -> list[str]:
     problems = []
     for name, folder in folders.items():
         # Tokenizers are small; the trainer hashes the rows itself, once.
-        damage = find_damage(folder, rehash=name == "tokenizer")
+        hashed = name == "tokenizer"
+        damage = find_damage(folder, lambda *_, hashed=hashed: hashed)
         if damage:
             problems.append(f"{folder}: {damage}; {AGAIN}")
     if problems:

@@ -5,12 +5,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from pipelines.errors import RecipeError, did_you_mean
 from pipelines.hardware_settings import Hardware
-from pipelines.overrides import load_yaml
+from pipelines.overrides import load_mapping
 from pipelines.recipe_problems import explain
 
 FOLDER = "hardware"
@@ -61,12 +60,7 @@ def read_hardware(name: str) -> Hardware:
 
 
 def _parse(text: str, where: str, folder: Path) -> Hardware:
-    try:
-        values = load_yaml(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: not valid YAML: {error}".replace("\n", " ")) from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"{where}: expected keys and values, got {type(values).__name__}")
+    values = load_mapping(text, where)
     problems = []
     if isinstance(values.get("deepspeed"), str):
         try:

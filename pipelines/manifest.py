@@ -7,6 +7,7 @@ stage that filters. The chain of manifests through `upstream` is the lineage.
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -134,3 +135,25 @@ class Manifest:
 def content_digest(shards: tuple[Shard, ...]) -> str:
     """Return the digest of a stage's content: names, splits, rows and hashes of its shards."""
     return digest_of([[s.file, s.split, s.rows, s.sha256] for s in shards])
+
+
+def find_damage(folder: Path, needs_hash: Callable[[Path, Shard], bool]) -> str | None:
+    """Say where a stage's files differ from its manifest, or None.
+
+    Sizes are always compared, the sha256 of the shards of which `needs_hash` says so.
+    """
+    try:
+        manifest = Manifest.read(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"unreadable manifest: {error}"
+    if content_digest(manifest.shards) != manifest.digest:
+        return "manifest and content digest differ"
+    for shard in manifest.shards:
+        path = folder / shard.file
+        if not path.exists():
+            return f"{shard.file} is missing"
+        if path.stat().st_size != shard.bytes:
+            return f"{shard.file} has {path.stat().st_size} bytes, expected {shard.bytes}"
+        if needs_hash(path, shard) and sha256_file(path) != shard.sha256:
+            return f"{shard.file} does not match its sha256"
+    return None

@@ -38,6 +38,17 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader subclass
 
 
+def load_mapping(text: str, where: str) -> dict[str, Any]:
+    """Parse YAML that holds keys and values; RecipeError naming `where` otherwise."""
+    try:
+        values = load_yaml(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where}: not valid YAML: {error}".replace("\n", " ")) from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where}: expected keys and values, got {type(values).__name__}")
+    return values
+
+
 def parse_override(text: str) -> tuple[str, Any]:
     """Split one `--set key=value`; the value is read as YAML, only the first "=" separates."""
     key, separator, value = text.partition("=")

@@ -9,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RecipeError, did_you_mean
@@ -21,7 +20,7 @@ from pipelines.model_settings import Model
 from pipelines.overrides import (
     apply_data,
     apply_smoke,
-    load_yaml,
+    load_mapping,
     resolve_folders,
     set_dotted,
     yield_to_overrides,
@@ -333,10 +332,4 @@ def _read_recipe(name: str) -> tuple[str, dict[str, Any]]:
             f"unknown recipe {name!r}{did_you_mean(name, known)} (there are: {', '.join(known)}; "
             "or give the path of a .yaml file)"
         )
-    try:
-        values = load_yaml(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: not valid YAML: {error}".replace("\n", " ")) from error
-    if not isinstance(values, dict):
-        raise RecipeError(f"{where}: expected keys and values, got {type(values).__name__}")
-    return where, values
+    return where, load_mapping(text, where)

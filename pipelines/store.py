@@ -31,7 +31,7 @@ from pipelines.manifest import (
     Shard,
     content_digest,
     digest_of,
-    sha256_file,
+    find_damage,
 )
 
 logger = logging.getLogger(__name__)
@@ -165,24 +165,17 @@ class Store:
 
     def damage(self, folder: Path, *, rehash: bool = False) -> str | None:
         """Say what is wrong with a stage folder, or None. Hashes on first use, sizes always."""
-        try:
-            manifest = Manifest.read(folder)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"unreadable manifest: {error}"
-        if content_digest(manifest.shards) != manifest.digest:
-            return "manifest and content digest differ"
-        for shard in manifest.shards:
-            path = folder / shard.file
-            if not path.exists():
-                return f"{shard.file} is missing"
-            if path.stat().st_size != shard.bytes:
-                return f"{shard.file} has {path.stat().st_size} bytes, expected {shard.bytes}"
+        hashed: set[tuple[str, str]] = set()
+
+        def needs_hash(path: Path, shard: Shard) -> bool:
             once = (str(path), shard.sha256)
-            if rehash or once not in self._hashed:
-                if sha256_file(path) != shard.sha256:
-                    return f"{shard.file} does not match its sha256"
-                self._hashed.add(once)
-        return None
+            hashed.add(once)
+            return rehash or once not in self._hashed
+
+        damage = find_damage(folder, needs_hash)
+        if damage is None:
+            self._hashed |= hashed
+        return damage
 
     def build(self, spec: StageSpec, builder: Builder) -> StageRef:
         """Return the stage for a spec, building it where it is not there yet.

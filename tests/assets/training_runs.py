@@ -139,3 +139,15 @@ def make_run(root, recipe=None, **hardware):
     info["key_parts"]["hardware"] |= hardware
     run.write("run.json", info)
     return run, store
+
+
+CLUSTER_VARIABLES = (
+    "STARLOOM_RDZV_ENDPOINT", "STARLOOM_NODE_RANK", "SLURM_JOB_ID", "SLURM_NODEID"
+)  # fmt: skip
+
+
+def write_hardware(folder, text):
+    """Write a hardware file; return its path as `hardware` takes it."""
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return str(path)

@@ -11,24 +11,18 @@ from pipelines.training.deepspeed_config import deepspeed_config, deepspeed_prob
 from pipelines.training.environment import hardware_of
 from pipelines.training.fsdp import BLOCKS, fsdp_config
 from pipelines.training.hardware_checks import launch_problems, offload_problems
-from tests.assets.training_runs import make_recipe, make_run
+from tests.assets.training_runs import CLUSTER_VARIABLES, make_recipe, make_run, write_hardware
 
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
-    for name in ("STARLOOM_RDZV_ENDPOINT", "STARLOOM_NODE_RANK", "SLURM_JOB_ID", "SLURM_NODEID"):
+    for name in CLUSTER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("made"))
-
-
-def write_hardware(folder, text):
-    path = folder / "mine.yaml"
-    path.write_text(text)
-    return str(path)
 
 
 # Hardware files

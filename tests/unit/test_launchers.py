@@ -20,24 +20,18 @@ from pipelines.training.dry_run import describe, prepared
 from pipelines.training.environment import child_environment, environment_lines, hardware_of
 from pipelines.training.launchers import find_node, hostfile_problems, slurm_script
 from pipelines.training.nodes import Beat, Leader, Pulse
-from tests.assets.training_runs import make_recipe, make_run
+from tests.assets.training_runs import CLUSTER_VARIABLES, make_recipe, make_run, write_hardware
 
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
-    for name in ("STARLOOM_RDZV_ENDPOINT", "STARLOOM_NODE_RANK", "SLURM_JOB_ID", "SLURM_NODEID"):
+    for name in CLUSTER_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("made"))
-
-
-def write_hardware(folder, text):
-    path = folder / "mine.yaml"
-    path.write_text(text)
-    return str(path)
 
 
 def starloom(*arguments):
