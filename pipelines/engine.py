@@ -8,7 +8,6 @@ lost worker process costs only its own.
 
 import json
 import logging
-import multiprocessing
 import os
 import resource
 import secrets
@@ -16,11 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
+
+from loky import get_reusable_executor
 
 from pipelines.manifest import Counts, Shard, sha256_file
 
@@ -220,16 +222,14 @@ class Work:
                 for future in futures:
                     future.cancel()
 
-    def _executor(self, runner: Runner, num_jobs: int) -> Executor:
-        workers = min(self.workers, num_jobs)
+    def _executor(self, runner: Runner, num_jobs: int) -> AbstractContextManager[Executor]:
         if runner == "threads":
-            return ThreadPoolExecutor(workers, thread_name_prefix="shard")
-        return ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=die_with_parent,
-            initargs=(os.getpid(),),
+            return ThreadPoolExecutor(min(self.workers, num_jobs), thread_name_prefix="shard")
+        # The same processes for every map of the program: starting one costs as much as a shard.
+        pool = get_reusable_executor(
+            self.workers, initializer=die_with_parent, initargs=(os.getpid(),)
         )
+        return nullcontext(pool)
 
 
 def find_finished(folder: Path, job: Job) -> ShardReport | None:

@@ -10,6 +10,7 @@ Starloom's arm is the whole stage from shards to filtered shards; a peer's ends 
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -82,13 +84,31 @@ def copy_shard(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
     return Outcome(Counts(rows_in=rows, rows_out=rows, used=rows))
 
 
+def meet(inputs: Sequence[Path], output: Path, params: Params) -> Outcome:
+    """Import what the stage needs, and wait until every other worker has done so."""
+    importlib.import_module("pipelines.curate.dedup")
+    pa.array(np.zeros(1))
+    inputs[0].touch()
+    while not all(path.exists() for path in inputs):
+        time.sleep(0.005)
+    output.touch()
+    return Outcome(Counts())
+
+
 def run_stage(corpus: Path, root: Path, workers: int) -> None:
-    """Build the stage over a folder of shards, as the plan does."""
-    pa.array(np.zeros(1))  # Arrow imports pandas for its first array: no cost of a stage
+    """Build the stage over a folder of shards, as the plan does.
+
+    Neither imports nor the start of workers are a stage's: those before it did that.
+    """
+    pa.array(np.zeros(1))  # Arrow imports pandas for its first array
 
     def build(work: Work) -> Built:
-        paths = sorted(corpus.glob("records-*.parquet"))
-        return Built(work.map(copy_shard, [Job(path.name, (path,)) for path in paths], {}))
+        marks = [work.path / f"worker-{number}" for number in range(workers)]
+        turns = [(*marks[n:], *marks[:n]) for n in range(workers)]
+        jobs = [Job(f"met-{n}", turn) for n, turn in enumerate(turns)]
+        work.map(meet, jobs, {}, runner="processes")
+        jobs = [Job(path.name, (path,)) for path in sorted(corpus.glob("records-*.parquet"))]
+        return Built(work.map(copy_shard, jobs, {}))
 
     store = Store(root, workers=workers)
     names = [path.name for path in corpus.glob("*.parquet")]

@@ -12,7 +12,7 @@ held in pieces of the recipe's `memory_gb`. What grows beyond it is a single clu
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from pipelines.curate.partitions import (
     scatter_pairs,
     spill_shard,
 )
-from pipelines.curate.rows import sum_sources
+from pipelines.curate.rows import choose_runner, sum_sources
 from pipelines.curate.selection import drop_rows, find_marks
 from pipelines.curate.signatures import Index, forget_unused, sign_shard
 from pipelines.engine import (
@@ -49,6 +49,8 @@ from pipelines.engine import (
     Job,
     Outcome,
     Params,
+    Runner,
+    ShardFunction,
     ShardReport,
     Work,
 )
@@ -75,6 +77,35 @@ Shards = Sequence[tuple[Shard, Path]]
 Reports = tuple[ShardReport, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What all steps of one build share.
+
+    `budget` is the memory of a worker in bytes; `step` names the index that records are compared
+    with: what is made from one must not be taken for what is made without it after a kill.
+    """
+
+    shards: Shards
+    settings: Params
+    work: Work
+    runner: Runner
+    budget: int
+    step: str
+
+    @property
+    def flags(self) -> Path:
+        """Return the file of what is known of each document."""
+        return self.work.path / FLAGS
+
+    def map(self, function: ShardFunction, jobs: Sequence[Job], params: Params) -> Reports:
+        """Make every job's file."""
+        return self.work.map(function, jobs, params, runner=self.runner)
+
+    def files(self, function: ShardFunction, jobs: Sequence[Job], params: Params) -> list[Path]:
+        """Make every job's file and return them in order."""
+        return paths_of(self.map(function, jobs, params), self.work)
+
+
 def params(recipe: Recipe) -> dict[str, Any]:
     """Return n-gram length, threshold and seed: what decides the result."""
     return recipe.curation.dedup.model_dump(mode="json", exclude={"memory_gb", "incremental"})
@@ -92,16 +123,16 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     budget = int(given.memory_gb * 2**30 / (2 * work.workers))
     root = kept_folder("index", settings, work, __name__)
     base = find_base(root, [shard for shard, _ in shards]) if given.incremental else None
-    # What is made from an index must not be taken for what is made without it after a kill.
-    step = base.folder.name if base else "all"
-    signed = sign_shards(shards, settings, work, incremental=given.incremental)
+    runner = choose_runner(inputs["redact"].shards)
+    steps = Steps(shards, settings, work, runner, budget, base.folder.name if base else "all")
+    signed = sign_shards(steps, incremental=given.incremental)
     index = Index(paths_of(signed, work))
     active = choose_active(index, base, work.path / "active.bin", budget)
-    labels, found = find_clusters(shards, index, active, settings, work, budget, step)
+    labels, found = find_clusters(steps, index, active)
     files = paths_of(found, work)
     num_clusters = sum(report.extra["clusters"] for report in found)
     if base is not None:
-        files.append(work.path / f"carried-{step}.arrow")
+        files.append(work.path / f"carried-{steps.step}.arrow")
         num_clusters += carry_members(base, active, files[-1])
     side = work.keep(CLUSTERS)
     write_clusters(side, files, index.firsts, shards)
@@ -113,7 +144,7 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
         if base
         else {}
     )
-    made = work.map(filter_shard, jobs, {"kept": kept})
+    made = steps.map(filter_shard, jobs, {"kept": kept})
     if given.incremental:
         members = (table for _, table in members_of(files, index.firsts, shards))
         keep_index(root, [shard for shard, _ in shards], base, active, labels, members, made)
@@ -128,20 +159,11 @@ def build(recipe: Recipe, inputs: Mapping[str, Input], work: Work) -> Built:
     return Built(made, {**report, "sources": sum_sources(made)})
 
 
-def find_clusters(
-    shards: Shards,
-    index: Index,
-    active: Mask,
-    settings: Params,
-    work: Work,
-    budget: int,
-    step: str,
-) -> tuple[Path, Reports]:
+def find_clusters(steps: Steps, index: Index, active: Mask) -> tuple[Path, Reports]:
     """Compare the active documents; return their labels' file, and the members of clusters."""
-    flags = work.path / FLAGS
-    repeats, similar = find_candidates(index, active, flags, settings, work, budget, step)
-    labels = label_documents([repeats], similar, flags)
-    return labels, verify(shards, index, [[repeats], similar], labels, settings, work, budget, step)
+    repeats, similar = find_candidates(steps, index, active)
+    labels = label_documents([repeats], similar, steps.flags)
+    return labels, verify(steps, index, repeats, similar, labels)
 
 
 def paths_of(reports: Reports, work: Work) -> list[Path]:
@@ -155,64 +177,59 @@ def kept_folder(name: str, settings: Params, work: Work, module: str) -> Path:
     return work.path.parent / f".{name}-{digest_of(cause)[:16]}"
 
 
-def sign_shards(shards: Shards, settings: Params, work: Work, *, incremental: bool) -> Reports:
+def sign_shards(steps: Steps, *, incremental: bool) -> Reports:
     """Sign every shard, but take the signatures that an earlier build left of the same bytes."""
-    folder = kept_folder("signatures", settings, work, "pipelines.curate.signatures")
-    kept = {path.name: str(folder / f"{shard.sha256}.arrow") for shard, path in shards}
+    folder = kept_folder("signatures", steps.settings, steps.work, "pipelines.curate.signatures")
+    kept = {path.name: str(folder / f"{shard.sha256}.arrow") for shard, path in steps.shards}
     jobs = [
-        Job(f"signatures-{number:05d}.arrow", (path,)) for number, (_, path) in enumerate(shards)
+        Job(f"signatures-{number:05d}.arrow", (path,))
+        for number, (_, path) in enumerate(steps.shards)
     ]
-    reports = work.map(sign_shard, jobs, {**settings, "kept": kept if incremental else {}})
+    given = {**steps.settings, "kept": kept if incremental else {}}
+    reports = steps.map(sign_shard, jobs, given)
     forget_unused(folder)
     return reports
 
 
-def find_candidates(
-    index: Index, active: Mask, flags: Path, settings: Params, work: Work, budget: int, step: str
-) -> tuple[Path, list[Path]]:
+def find_candidates(steps: Steps, index: Index, active: Mask) -> tuple[Path, list[Path]]:
     """Return the pairs of records with the same words, and files of pairs that may be similar."""
-    Order.write(index, work.path)
-    repeats = join_repeats(index, active, flags, budget)
-    bands = [f"band_{n}" for n in range(NUM_BINS // rows_per_band(settings["threshold"]))]
+    folder = steps.work.path
+    Order.write(index, folder)
+    repeats = join_repeats(index, active, steps.flags, steps.budget)
+    bands = [f"band_{n}" for n in range(NUM_BINS // rows_per_band(steps.settings["threshold"]))]
     jobs = []
     for start in range(0, len(bands), BANDS_PER_JOB):
-        names = work.path / f"bands-{start:03d}.txt"
+        names = folder / f"bands-{start:03d}.txt"
         names.write_text(" ".join(bands[start : start + BANDS_PER_JOB]))
-        jobs.append(Job(f"similar-{step}-{start:03d}.bin", (names, flags, *index.paths)))
-    return repeats, paths_of(work.map(join_bands, jobs, {"budget": budget}), work)
+        job = Job(f"similar-{steps.step}-{start:03d}.bin", (names, steps.flags, *index.paths))
+        jobs.append(job)
+    return repeats, steps.files(join_bands, jobs, {"budget": steps.budget})
 
 
 def verify(
-    shards: Shards,
-    index: Index,
-    candidates: Sequence[Sequence[Path]],
-    labels: Path,
-    settings: Params,
-    work: Work,
-    budget: int,
-    step: str,
+    steps: Steps, index: Index, repeats: Path, similar: Sequence[Path], labels: Path
 ) -> Reports:
     """Write the members of all clusters, partition by partition.
 
-    `candidates` are the files of pairs with the same words, then those that may be similar.
+    The candidates are the pairs with the same words, and the files of those that may be similar.
     """
-    flags = work.path / FLAGS
-    repeats, similar = candidates
-    total = count_partitions(index, flags, budget)
-    repeats = scatter_pairs(repeats, labels, total, work.path / f"repeats-of-{total}")
-    similar = scatter_pairs(similar, labels, total, work.path / f"pairs-of-{total}")
-    firsts = dict(zip((path.name for _, path in shards), index.firsts, strict=True))
+    folder = steps.work.path
+    total = count_partitions(index, steps.flags, steps.budget)
+    same = scatter_pairs([repeats], labels, total, folder / f"repeats-of-{total}")
+    alike = scatter_pairs(similar, labels, total, folder / f"pairs-of-{total}")
+    names = [path.name for _, path in steps.shards]
     jobs = [
-        Job(f"spill-{step}-{number:05d}-of-{total}.arrow", (path, flags, labels))
-        for number, (_, path) in enumerate(shards)
+        Job(f"spill-{steps.step}-{number:05d}-of-{total}.arrow", (path, steps.flags, labels))
+        for number, (_, path) in enumerate(steps.shards)
     ]
-    given = {**settings, "partitions": total, "firsts": firsts}
-    spilled = paths_of(work.map(spill_shard, jobs, given), work)
+    firsts = dict(zip(names, index.firsts, strict=True))
+    given = {**steps.settings, "partitions": total, "firsts": firsts}
+    spilled = steps.files(spill_shard, jobs, given)
     jobs = [
-        Job(f"members-{step}-{number:05d}-of-{total}.arrow", (*pairs, *spilled))
-        for number, pairs in enumerate(zip(repeats, similar, strict=True))
+        Job(f"members-{steps.step}-{number:05d}-of-{total}.arrow", (*pairs, *spilled))
+        for number, pairs in enumerate(zip(same, alike, strict=True))
     ]
-    return work.map(resolve_partition, jobs, {"threshold": settings["threshold"]})
+    return steps.map(resolve_partition, jobs, {"threshold": steps.settings["threshold"]})
 
 
 def members_of(

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +15,16 @@ Kind = Literal["messages", "prompt", "text"]
 Fault = tuple[str, str]  # (reason, detail)
 Sources = dict[str, dict[str, Any]]
 
-# Filters hold the interpreter's lock. Below this, starting processes costs more than they save.
+# Stages hold the interpreter's lock. Below this, starting processes costs more than they save.
 PROCESSES_FROM_ROWS = 20_000
+PROCESSES_FROM_BYTES = 16_000_000
 
 
-def choose_runner(shards: Iterable[Shard]) -> Runner:
-    """Return what runs a filter over shards fastest; the result is the same."""
-    return "processes" if sum(shard.rows for shard in shards) >= PROCESSES_FROM_ROWS else "threads"
+def choose_runner(shards: Sequence[Shard]) -> Runner:
+    """Return what runs over shards fastest; the result is the same."""
+    many = sum(shard.rows for shard in shards) >= PROCESSES_FROM_ROWS
+    large = sum(shard.bytes for shard in shards) >= PROCESSES_FROM_BYTES
+    return "processes" if many or large else "threads"
 
 
 def body_kind(row: Mapping[str, Any]) -> Kind:

@@ -145,7 +145,9 @@ def test_a_score_that_is_no_number_counts_as_none(tmp_path):
     assert kept == ["c"]
 
 
-def test_the_result_is_the_same_for_one_and_two_workers(tmp_path):
+@pytest.mark.parametrize("runner", ["threads", "processes"])
+def test_the_result_is_the_same_for_one_and_two_workers(tmp_path, monkeypatch, runner):
+    monkeypatch.setattr(dedup, "choose_runner", lambda shards: runner)
     base = words(400)
     rows = [record(f"r{i:02d}", text=text(changed(base, i, i + 100))) for i in range(40)]
     rows += [record(f"s{i:02d}", text=text(words(100, seed=i + 1))) for i in range(40)]

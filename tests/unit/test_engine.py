@@ -1,10 +1,16 @@
 """The shard engine: same bytes on any runner, lost workers cost their own shard."""
 
+import os
+import subprocess
+import sys
+import time
+
+import psutil
 import pytest
 
 from pipelines.engine import Job, Usage, Work, make_shard
 from pipelines.manifest import sha256_file
-from tests.assets.shard_functions import die_always, die_once, double
+from tests.assets.shard_functions import die_always, die_once, double, tell_process
 
 
 @pytest.fixture
@@ -22,6 +28,14 @@ def run(folder, jobs, function=double, workers=1, runner="threads", **params):
     return Work(folder, workers=workers).map(function, jobs, params, runner=runner)
 
 
+def runs(pid):
+    """Say whether a process is there and not only unreaped, as below an idle first process."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_the_result_is_the_same_for_any_runner_and_number_of_workers(tmp_path, jobs):
     alone = run(tmp_path / "one", jobs)
     threads = run(tmp_path / "threads", jobs, workers=3)
@@ -30,6 +44,37 @@ def test_the_result_is_the_same_for_any_runner_and_number_of_workers(tmp_path, j
     assert threads == alone
     assert processes == alone
     assert [report.shard.file for report in alone] == [job.file for job in jobs]
+
+
+def test_worker_processes_stay_for_the_maps_that_follow(tmp_path, jobs):
+    makers = []
+    for number in range(3):
+        folder = tmp_path / str(number)
+        run(folder, jobs, tell_process, 2, "processes")
+        makers.append({(folder / job.file).read_text() for job in jobs})
+
+    assert len(set.union(*makers)) <= 2
+    assert str(os.getpid()) not in set.union(*makers)
+
+
+def test_worker_processes_end_with_a_program_that_is_killed(tmp_path):
+    (tmp_path / "in").touch()
+    program = (
+        "import os, signal, sys; from pathlib import Path; from pipelines.engine import Job, Work;"
+        "from tests.assets.shard_functions import tell_process;"
+        "folder = Path(sys.argv[1]); jobs = [Job(f'out-{n}', (folder / 'in',)) for n in range(4)];"
+        "Work(folder, workers=2).map(tell_process, jobs, {}, runner='processes');"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    makers = {int((tmp_path / f"out-{number}").read_text()) for number in range(4)}
+
+    deadline = time.monotonic() + 30
+    while any(runs(pid) for pid in makers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    assert makers
+    assert [pid for pid in makers if runs(pid)] == []
 
 
 def test_a_killed_worker_process_costs_only_unfinished_shards(tmp_path, jobs):
