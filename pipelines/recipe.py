@@ -67,7 +67,8 @@ class Decontamination(Section):
 
     A .jsonl (.jsonl.gz), .json or .parquet file has one problem per row, a .txt file one text per
     line, any other file is one text. A text is found where a record has `coverage` of its n-grams
-    of `ngram` words; one of fewer words is found as a whole, one below `min_words` never.
+    of `ngram` words; one of fewer words is found as a whole; numbers alone and what has fewer
+    than `min_words` words are not looked for.
     """
 
     against: tuple[str, ...] = ()

@@ -162,6 +162,16 @@ def test_texts_too_short_to_say_anything_are_not_looked_for(tmp_path):
     assert manifest.report["texts"] == {}, "prompt and solution together have seven words"
 
 
+def test_numbers_alone_are_no_text_of_a_benchmark(tmp_path):
+    counted = {"task_id": "Own/1", "inputs": [f"({number},)" for number in range(1, 11)]}
+    rows = [record("a", text=f"TABLE = [{', '.join(map(str, range(200)))}]")]
+
+    kept, manifest, _ = run(tmp_path, [lists(tmp_path, counted)], rows)
+
+    assert kept == ["a"]
+    assert manifest.report["texts"] == {}
+
+
 def test_sharing_some_ngrams_is_no_contamination(tmp_path):
     head = " ".join(PROMPT.split()[:14])
     rows = [record("some", text=f"{head} and then quite other words follow in this text")]
