@@ -22,8 +22,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from loky import get_reusable_executor
-
 from pipelines.manifest import Counts, Shard, sha256_file
 
 logger = logging.getLogger(__name__)
@@ -225,6 +223,9 @@ class Work:
     def _executor(self, runner: Runner, num_jobs: int) -> AbstractContextManager[Executor]:
         if runner == "threads":
             return ThreadPoolExecutor(min(self.workers, num_jobs), thread_name_prefix="shard")
+        # Not for the ranks of a training run, which map nothing.
+        from loky import get_reusable_executor
+
         # The same processes for every map of the program: starting one costs as much as a shard.
         pool = get_reusable_executor(
             self.workers, initializer=die_with_parent, initargs=(os.getpid(),)
