@@ -4,11 +4,11 @@
 
 Run it from the checkout, on a machine with one NVIDIA GPU of 141 GB (an H200). It needs torch (2.11
 or newer), transformers (5.17), peft, pyarrow, pydantic and pyyaml, and neither an installation nor
-a network: weights and documents are random. About 20 minutes in all. FOLDER keeps a line of
+a network: weights and documents are random. 20 to 30 minutes in all. FOLDER keeps a line of
 results.jsonl for each arm and table.md, rewritten after each; an arm that is there is passed over,
 so that the same command goes on after an interruption. An arm that fails is a line with its reason.
 
-    --minutes M   begin no arm that would not be done M minutes after the start
+    --minutes M   begin no arm that would not be done M minutes after the start, and end by then
     --again       measure arms anew that failed
     --dry-run     tiny shapes on the CPU, to see that every arm runs
     --list        the arms
@@ -52,7 +52,10 @@ def measure_all(
         if left or time.monotonic() + arm.seconds > deadline:
             left.append(name)  # in order: later arms are worth less without the earlier ones
             continue
-        result = measure_arm(arm, measure)
+        result = measure_arm(arm, measure, deadline)
+        if result["status"] != "ok" and time.monotonic() >= deadline:
+            left.append(name)  # cut off: that says nothing about the arm
+            continue
         result["finished"] = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         append(folder / "results.jsonl", result)
         write_table(folder)
@@ -61,9 +64,9 @@ def measure_all(
     return left
 
 
-def measure_arm(arm: Arm, measure: Measure) -> Result:
+def measure_arm(arm: Arm, measure: Measure, deadline: float) -> Result:
     """Measure an arm; where memory does not suffice, with half the rows, and again."""
-    rows, deadline = arm.rows, time.monotonic() + LIMIT
+    rows, deadline = arm.rows, min(deadline, time.monotonic() + LIMIT)
     while True:
         result = measure(arm, rows, deadline - time.monotonic())
         if result["status"] == "memory" and rows > 1 and time.monotonic() < deadline:
@@ -85,7 +88,7 @@ def in_process(folder: Path, *, dry_run: bool) -> Measure:
 
     def measure(arm: Arm, rows: int, seconds: float) -> Result:
         command = [sys.executable, "-m", "benchmarks.gpu.measure", arm.name, "--rows", str(rows)]
-        command += ["--dry-run"] * dry_run
+        command += ["--parent", str(os.getpid()), *["--dry-run"] * dry_run]
         failed: Result = {"arm": arm.name, "rows": rows, "status": "failed", "seconds": 0.0}
         began = time.monotonic()
         with (folder / "log.txt").open("a") as log:

@@ -1,13 +1,19 @@
 """The GPU benchmark's own logic: what it resumes, how it falls back, what its table says."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.gpu import arms, run, windows
+from benchmarks.gpu import measure as process
 from benchmarks.gpu.documents import PAD, Documents, pad_documents
 from benchmarks.gpu.table import render
 
@@ -108,11 +114,58 @@ def test_no_arm_begins_that_would_not_be_done_in_time_nor_any_after_it(tmp_path)
     assert left == ["1b-compile", "1b-fused"]
 
 
+def test_an_arm_that_the_end_of_the_time_cut_off_is_left_for_the_next_run(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    given = []
+
+    def hang(arm, rows, seconds):
+        given.append(seconds)
+        clock[0] += seconds
+        return {"arm": arm.name, "rows": rows, "status": "failed", "reason": "not done"}
+
+    names = ["1b-sdpa", "1b-varlen"]
+    assert measure(tmp_path, names, hang, deadline=100.0) == names
+    assert given == [100.0]
+    assert run.read_results(tmp_path) == {}
+    clock[0] = 0.0
+    assert measure(tmp_path, names, hang, deadline=600.0) == ["1b-varlen"]
+    assert given == [100.0, run.LIMIT, 120.0]
+    assert list(run.read_results(tmp_path)) == ["1b-sdpa"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB"), "memory"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED in cublasCreate"), "memory"),
+        (RuntimeError("no kernel image is available"), "failed"),
+    ],
+)
+def test_memory_that_is_lacking_is_told_from_other_failures_whoever_asked_for_it(
+    monkeypatch, error, status
+):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(process, "versions", lambda _: {})
+    monkeypatch.setattr(process, "measure_ceiling", fail)
+    result = process.run("ceiling", 0, tiny=True)
+    assert (result["status"], result["reason"]) == (status, f"{type(error).__name__}: {error}")
+
+
+def test_a_run_is_opened_without_the_packages_of_the_data_stages():
+    code = "import sys; sys.modules['loky'] = None; import pipelines.runs"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=run.ROOT)
+
+
 def test_an_arm_that_hangs_is_killed_with_its_children_and_says_so(tmp_path, monkeypatch):
     started = []
     popen = run.subprocess.Popen
 
     def start(command, **options):
+        assert f"--parent {os.getpid()}" in " ".join(command)  # or it outlives a kill -9
         process = popen(["sleep", "60"], **options)
         started.append(process)
         return process
