@@ -293,6 +293,18 @@ def test_large_tensors_go_back_to_the_kernel_where_gaps_between_small_ones_are_l
     assert not {name for name in on_gpu if name.startswith(("MALLOC_", "GLIBC_"))}
 
 
+def test_a_gpu_is_chosen_and_its_memory_managed_as_the_user_says():
+    given = {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1", "CUDA_LAUNCH_BLOCKING": "1",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    }  # fmt: skip
+
+    found = child_environment(make_recipe(), load_hardware("gpu"), given)
+
+    assert given.items() <= found.items()
+
+
 def test_the_hub_token_goes_only_where_the_model_comes_from_the_hub(tmp_path):
     parent = {"HF_TOKEN": "secret", "https_proxy": "proxy"}
     hub = make_recipe(model={"model_name_or_path": "bigcode/starcoderbase-1b"})
