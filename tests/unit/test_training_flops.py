@@ -100,6 +100,7 @@ def test_the_count_agrees_with_torchs_own_counter():
     ("device", "dtype", "teraflops"),
     [
         ("NVIDIA H200", "bfloat16", 989.4),
+        ("NVIDIA H200 NVL", "bfloat16", 835.0),
         ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4),
         ("NVIDIA H100 PCIe", "bfloat16", 756.0),
         ("NVIDIA A100-SXM4-80GB", "bfloat16", 312.0),
