@@ -48,6 +48,11 @@ class Hardware(Section):
         """Return the number of ranks."""
         return self.num_nodes * self.processes_per_node
 
+    @property
+    def is_alone(self) -> bool:
+        """Return whether one rank trains the whole model: then it needs no process group."""
+        return self.strategy == "ddp" and self.world_size == 1
+
     @field_validator("rdzv_endpoint")
     @classmethod
     def _host_and_port(cls, value: str | None) -> str | None:

@@ -57,8 +57,10 @@ def training_arguments(
     return arguments
 
 
-def _backend(hardware: Hardware) -> str:
+def _backend(hardware: Hardware) -> str | None:
     """Return the backend of the process group; FSDP2 clips offloaded gradients on the CPU."""
+    if hardware.is_alone:
+        return None
     if hardware.device == "cpu":
         return "gloo"
     offloads = hardware.strategy == "fsdp2" and hardware.offload == "all"

@@ -38,6 +38,10 @@ RETURN_MEMORY = {
     **KEEP_MEMORY, "MALLOC_MMAP_THRESHOLD_": str(2**20),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }  # fmt: skip
+GROUP = {
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
+    "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+}  # fmt: skip
 ALLOWED_PREFIXES = ("LC_", "NCCL_", "GLOO_")
 DEEPSPEED_ENVIRONMENT = "deepspeed.env"
 # deepspeed's launcher reaches the other nodes by ssh.
@@ -64,6 +68,21 @@ def needs_hub(recipe: Recipe) -> bool:
 def keeps_memory(recipe: Recipe) -> bool:
     """Return whether training on CPU keeps freed tensors: not with adapters or recomputation."""
     return recipe.adapter is None and not recipe.training.gradient_checkpointing
+
+
+def leave_group(hardware: Hardware) -> None:
+    """Make a rank that is alone forget what torchrun told it, before torch looks.
+
+    In a group of one, DDP would hold and copy every gradient a second time. Without a group,
+    Trainer takes all GPUs it sees for itself, so only the first one is left to see.
+    """
+    if not hardware.is_alone:
+        return
+    for name in GROUP:
+        os.environ.pop(name, None)
+    if hardware.device == "cuda":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
 
 
 def child_environment(

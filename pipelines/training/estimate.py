@@ -199,7 +199,7 @@ def _buffers(job: _Job) -> float:
     """Return what a strategy communicates through, held throughout."""
     n, strategy, width = job.trained, job.strategy, job.numbers.compute
     if strategy == "ddp":
-        return 4.0 * n  # DDP's buckets, for one process too
+        return 0.0 if job.hardware.is_alone else 4.0 * n  # DDP's buckets
     on_cuda = job.hardware.device == "cuda"
     if strategy == "fsdp2":
         block = job.shape.block_matrices + job.shape.block_vectors

@@ -41,7 +41,7 @@ from pipelines.training.checkpoints import (
 )
 from pipelines.training.collate import PackedDataset, PassedDataset
 from pipelines.training.deepspeed_config import disable_compiled_ops
-from pipelines.training.environment import hardware_of
+from pipelines.training.environment import hardware_of, leave_group
 from pipelines.training.finish import METRICS, commit_model, finish
 from pipelines.training.flops import Speed, count_flops, find_peak
 from pipelines.training.fsdp import block_classes, check_sharded, sharding_on_cpu
@@ -57,6 +57,7 @@ logger = logging.getLogger(__name__)
 def train(run: Run, dataset_dir: Path, tokenizer_dir: Path) -> None:
     """Train a run from its newest complete checkpoint to its last step, a limit, or SIGTERM."""
     recipe, hardware = run.recipe(), hardware_of(run)
+    leave_group(hardware)
     rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     if hardware.device == "cpu":
         disable_compiled_ops()

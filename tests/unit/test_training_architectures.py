@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from pipelines.jsonlines import read_lines
 from pipelines.training.architectures import LINEAR_LAYERS
 from pipelines.training.attention import check_packing
+from pipelines.training.environment import GROUP
 from pipelines.training.models import build_model, count_parameters, load_trained
 from pipelines.training.targets import leaf_names, resolve_targets
 from pipelines.training.trainer import train
@@ -33,16 +34,13 @@ def starcoder(tmp_path):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_rank(tmp_path_factory):
-    """A process group of one, as torchrun makes it, and nothing of it left behind."""
-    where = tmp_path_factory.mktemp("rendezvous") / "file"
+def one_rank():
+    """The environment that torchrun gives its only rank, and nothing of it left behind."""
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
-            patch.setenv(name, value)
-        distributed.init_process_group("gloo", init_method=f"file://{where}", rank=0, world_size=1)
+        for name in GROUP:
+            patch.setenv(name, "1" if "SIZE" in name else "0")
         yield
-        distributed.destroy_process_group()
     signal.signal(signal.SIGTERM, handler)
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
@@ -78,6 +76,7 @@ def test_changing_the_model_alone_trains_saves_and_generates(base, adapter, tmp_
     tokenizer, _ = write_chat_tokenizer(tmp_path / "chat", base)
     run = train_here(tmp_path, recipe_for(base, adapter=adapter), tokenizer)
 
+    assert not distributed.is_initialized(), "DDP would hold every gradient twice"
     result = run.read("training.json")
     assert (result["status"], result["global_step"]) == ("finished", 3)
     assert (result["trainable_parameters"] < result["parameters"]) == bool(adapter)

@@ -14,9 +14,11 @@ from pipelines.recipe import load_hardware, load_recipe, recipe_names
 from pipelines.training import launch as launching
 from pipelines.training.deepspeed_config import deepspeed_config
 from pipelines.training.environment import (
+    GROUP,
     KEEP_MEMORY,
     child_environment,
     hardware_of,
+    leave_group,
 )
 from pipelines.training.launch import command, launch
 from tests.assets.training_runs import make_recipe, make_run
@@ -291,6 +293,25 @@ def test_large_tensors_go_back_to_the_kernel_where_gaps_between_small_ones_are_l
     assert found["MALLOC_MMAP_THRESHOLD_"] == str(2**20)
     assert found["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
     assert not {name for name in on_gpu if name.startswith(("MALLOC_", "GLIBC_"))}
+
+
+@pytest.mark.parametrize("visible", [None, "0,1", "3,2", "GPU-1,GPU-2"])
+def test_a_rank_that_is_alone_sees_one_gpu_and_no_group(monkeypatch, visible):
+    for name in GROUP:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    alone = load_hardware("gpu")
+
+    leave_group(alone.model_copy(update={"processes_per_node": 2}))
+    leave_group(alone.model_copy(update={"strategy": "zero2"}))
+    assert {os.environ[name] for name in GROUP} == {"1"}
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
+
+    leave_group(alone)
+    assert not GROUP & os.environ.keys()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == (visible or "0").split(",")[0]
 
 
 def test_a_gpu_is_chosen_and_its_memory_managed_as_the_user_says():
