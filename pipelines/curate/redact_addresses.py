@@ -47,7 +47,7 @@ VERSION = re.compile(
     r"|\bclause|\bappendix|requires?|\bstep|\bparagraph)$",
     re.IGNORECASE,
 )
-PINNED = re.compile(r"(?:[=~>!]=|[\^~])\s?[\"']?$|[a-zA-Z][-_@]v?$")
+PINNED = re.compile(r"(?:[=~>!]=|[\^~])\s?[\"']?$|[a-zA-Z][-_]v?$|@v$")
 PUNCTUATION = " \t\"'=:()[]<>~^!,*`"
 WORD_CHARS = 14
 NETWORK = re.compile(

@@ -6,6 +6,7 @@ bounded, so that the time is linear in any text.
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 from pipelines.curate.redact_decoys import is_label, is_placeholder, is_random
@@ -66,7 +67,7 @@ RULES = (
     ),
     _rule(
         "openai", "sk-",
-        r"sk-(?:proj|svcacct|admin)-[A-Za-z0-9_\-]{20,250}",
+        r"sk-(?:proj|svcacct|admin|None)-[A-Za-z0-9_\-]{20,250}",
     ),
     _rule("anthropic", "sk-", r"sk-ant-(?:[a-z]{2,8}[0-9]{2}-)?[A-Za-z0-9_\-]{32,160}"),
     _rule(
@@ -122,7 +123,7 @@ def find_pem(text: str) -> Iterator[Edit]:
     if "PRIVATE KEY" not in text:
         return
     begins = [found.end() for found in PEM_BEGIN.finditer(text)]
-    for begin, following in zip(begins, [*begins[1:], len(text)], strict=True):
+    for begin, following in pairwise([*begins, len(text)]):
         limit = min(following, begin + PEM_CHARS)
         end = text.find(PEM_END, begin, limit)
         body = PEM_RUN.finditer(text, begin, end if end >= 0 else limit)
