@@ -49,6 +49,15 @@ SCRIPTS: dict[str, frozenset[str]] = {
     "te": frozenset({"TELUGU"}), "th": frozenset({"THAI"}),
 }  # fmt: skip
 LATIN = frozenset({"LATIN"})
+# Their alphabets, lower case. Other languages in Cyrillic have letters of their own besides.
+ALPHABETS = {
+    "be": frozenset("абвгдеёжзійклмнопрстуўфхцчшыьэюя"),
+    "bg": frozenset("абвгдежзийклмнопрстуфхцчшщъьюя"),
+    "mk": frozenset("абвгдѓежзѕијклљмнњопрстќуфхцчџш"),
+    "ru": frozenset("абвгдеёжзийклмнопрстуфхцчшщъыьэюя"),
+    "uk": frozenset("абвгґдеєжзиіїйклмнопрстуфхцчшщьюя"),
+}
+ALPHABET_LETTERS = frozenset().union(*ALPHABETS.values())
 
 
 def language_label(code: str) -> str:
@@ -68,3 +77,13 @@ def language_label(code: str) -> str:
 def scripts_of(label: str) -> frozenset[str]:
     """Return the scripts that a language is written in, as Unicode names its letters."""
     return SCRIPTS.get(label, LATIN)
+
+
+def can_spell(label: str, text: str) -> bool:
+    """Say whether a text has no letter that is another alphabet's; True where it is not known.
+
+    >>> can_spell("uk", "Вы"), can_spell("ru", "Вы"), can_spell("kk", "Вы")
+    (False, True, True)
+    """
+    letters = ALPHABET_LETTERS.intersection(text.lower())
+    return letters <= ALPHABETS.get(label, ALPHABET_LETTERS)

@@ -81,9 +81,10 @@ class Curation(Section):
     """What is kept. `languages` are codes of the prose (en, uk, zh-CN); empty keeps every language.
 
     A guess counts from `language_threshold` on, and `language_margin` above the next language; a
-    text with fewer than `language_min_letters` letters is judged by its script alone. Answers are
-    completions that are no functions, and trained turns: `min_answer_words`, `max_answer_words`,
-    `min_score` (of the site), `drop_phrases` and `drop_phrase_lists` are off unless they are set.
+    text with fewer than `language_min_letters` letters is judged by its script, and by a guess only
+    where that is sure. Answers are completions that are no functions, and trained turns:
+    `min_answer_words`, `max_answer_words`, `min_score` (of the site), `drop_phrases` and
+    `drop_phrase_lists` are off unless they are set.
     """
 
     languages: tuple[str, ...] = ("en",)

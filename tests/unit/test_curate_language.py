@@ -289,19 +289,51 @@ def test_a_guess_needs_the_margin_over_other_languages_but_not_over_wanted_ones(
     [
         ("Спасибо!", ["en"], "script:cyrillic"),
         ("谢谢你们。", ["en"], "script:cjk"),
-        ("Спасибо!", ["en", "uk-UA"], None),
         ("谢谢你们。", ["zh-CN"], None),
         ("λ(x) + φ", ["en"], None),
         ("Merci!", ["en"], None),
         ("Fit X.", ["uk"], None),
         ("!?", ["en"], None),
+        ("Дякую, добре!", ["en", "uk-UA"], None),
+        ("Привіт", ["ru"], "language:uk"),
+        ("Привіт", ["ru", "uk"], None),
+        ("Хорошо, понял", ["en", "uk-UA"], "language:ru"),
+        ("Вы мне", ["uk"], "language:ru"),
+        ("Покажи код", ["ru"], None),
+        ("Fix в main.py", ["en", "uk"], None),
+        ("چطور هستید؟", ["ar"], "language:fa"),
+        ("東京都", ["zh"], None),
     ],
 )
-def test_of_very_short_texts_only_the_script_is_judged(tmp_path, text, languages, reason):
+def test_of_very_short_texts_the_script_is_judged_and_languages_that_share_one_where_sure(
+    tmp_path, text, languages, reason
+):
     _, manifest = filtered(tmp_path, pair("short", text), languages=languages)
 
     assert manifest.counts.dropped == ({reason: 1} if reason else {})
     assert manifest.report["exempt"] == ({} if reason else {"short": 1})
+
+
+def test_short_russian_is_told_from_short_ukrainian_on_real_sentences(tmp_path, real_data):
+    """The first words of 300 sentences each, under 20 letters: most are told, few are lost."""
+    kept = {}
+    for label in ("ru", "uk"):
+        text = (real_data / "lingua_sentences" / f"{label}.txt").read_text(encoding="utf-8")
+        lines = [first_words(line, 20) for line in text.split("\n")]
+        rows = [pair(str(number), line) for number, line in enumerate(lines) if line]
+        found, _ = filtered(tmp_path / label, *rows, languages=["uk"])
+        kept[label] = len(found) / len(rows)
+
+    assert kept["ru"] <= 0.25
+    assert kept["uk"] >= 0.98
+
+
+def first_words(line, letters):
+    """Return the words of a line that together have fewer letters than that."""
+    words = line.split()
+    while sum(map(str.isalpha, " ".join(words))) >= letters:
+        words.pop()
+    return " ".join(words)
 
 
 def test_how_short_is_very_short_is_said_in_the_recipe(tmp_path):
