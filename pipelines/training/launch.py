@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -386,6 +387,13 @@ def _interrupted(run: Run) -> str:
 
 def _failure(run: Run, code: int, log: str) -> str:
     """Return the error text: the ranks' last lines, rather than torchrun's report on them."""
+    if shutil.disk_usage(run.path).free < 2**20:  # not even a log line may have been written
+        step = _newest_step(run)
+        kept = f"the checkpoint of step {step} is kept" if step >= 0 else "no checkpoint was made"
+        return (
+            f"run {run.name}: no space left on the disk of {run.path}; {kept}. Free some space and "
+            f"run the same command again (log: {run.path / LOG})"
+        )
     ranks = TORCHRUN_LOG.split(log)[0].strip() or log
     lines = [line.rstrip() for line in ranks.split("\n") if line.strip()]
     tail = "\n".join(lines[-LOG_LINES:]) or "no output"

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -154,6 +155,19 @@ def test_the_error_ends_with_what_the_ranks_wrote_last(run_and_store, monkeypatc
     fake(monkeypatch, f"echo 'ValueError: no luck'; {TORCHRUN_KILLED}")
     with pytest.raises(TrainingError, match=r"train\.log:\nValueError: no luck$"):
         launch(run, store)
+
+
+def test_a_full_disk_is_named_with_what_is_kept_and_what_to_do(run_and_store, monkeypatch):
+    run, store = run_and_store
+    fake(monkeypatch, f"{checkpoint(5)}; exit 1", "exit 1")
+    monkeypatch.setattr(launching.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(TrainingError) as error:
+        launch(run, store)
+    assert str(error.value) == (
+        f"run {run.name}: no space left on the disk of {run.path}; the checkpoint of step 5 is "
+        "kept. Free some space and run the same command again "
+        f"(log: {run.path / 'train.log'})"
+    )
 
 
 def test_an_error_that_training_names_is_raised_in_its_words(run_and_store, monkeypatch):
