@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import CONFIG_NAME
 
 from pipelines.errors import RecipeError, StoreError, TrainingError
 from pipelines.model_settings import ScratchConfig
@@ -88,6 +89,8 @@ def save_trained(model: Any, folder: Path, tokenizer_dir: Path, dtype: str) -> N
     model.config.use_cache = True
     model.save_pretrained(folder)
     _copy_tokenizer(tokenizer_dir, folder)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod((folder / CONFIG_NAME).stat().st_mode)  # safetensors: for the owner's eyes only
 
 
 def _copy_tokenizer(origin: Path, folder: Path) -> None:

@@ -225,6 +225,9 @@ def test_an_adapter_is_saved_beside_the_merged_model_that_gives_the_same_logits(
         assert torch.allclose(adapted(input_ids=ids).logits, expected, atol=1e-5)
     adapter = tmp_path / "model" / "adapter" / "adapter_model.safetensors"
     assert adapter.stat().st_size < 100_000
+    # A server that runs as somebody else reads the weights as it reads config.json.
+    modes = {path.stat().st_mode for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert len(modes) == 1, modes
 
 
 def test_damaged_weights_of_the_right_size_are_an_error_of_one_line(tmp_path, tokenizer):
