@@ -9,6 +9,7 @@ import os
 import shlex
 from pathlib import Path
 
+from pipelines.base_model import find_shape
 from pipelines.errors import TrainingError
 from pipelines.fingerprint import code_digest
 from pipelines.hardware_settings import Hardware
@@ -20,8 +21,10 @@ from pipelines.training.environment import child_environment
 from pipelines.training.fsdp import BLOCKS, fsdp_config
 from pipelines.training.hardware_checks import launch_problems
 from pipelines.training.launchers import (
+    EndpointError,
     Node,
     Target,
+    endpoint_of,
     find_node,
     launch_command,
     node_environment,
@@ -41,7 +44,7 @@ def describe(recipe: Recipe, arguments: list[str], root: Path) -> str:
     Raises TrainingError where the hardware cannot be used as it is written.
     """
     hardware = load_hardware(recipe.hardware)
-    check_hardware(recipe, hardware)
+    check_hardware(recipe, hardware, dry=True)
     run = find_opened(recipe, root / "runs")
     parts = [_head(recipe, hardware, arguments)]
     if hardware.launcher == "slurm":
@@ -57,9 +60,9 @@ def describe(recipe: Recipe, arguments: list[str], root: Path) -> str:
     return "\n\n".join([*parts, *_configurations(recipe, hardware)]) + "\n"
 
 
-def check_hardware(recipe: Recipe, hardware: Hardware) -> None:
+def check_hardware(recipe: Recipe, hardware: Hardware, *, dry: bool = False) -> None:
     """Raise TrainingError with all that is wrong with a hardware file's settings."""
-    problems = launch_problems(recipe, hardware, here=True)
+    problems = launch_problems(recipe, hardware, here=True, dry=dry)
     if problems:
         raise TrainingError("; ".join(problems))
 
@@ -107,12 +110,7 @@ def _commands(recipe: Recipe, hardware: Hardware, run: Run | None, store: Store)
     attempt = rdzv_id(run, _attempts(run) + 1) if run else "$(basename $RUN)-1"
     if not spans_nodes(hardware):
         return [f"# The ranks:\n{_line(recipe, hardware, target, None, attempt)}"]
-    if hardware.launcher == "slurm":
-        here = Node("$SLURM_NODEID", True, ADDRESS, "$STARLOOM_RDZV_ENDPOINT")
-    else:
-        found = find_node(hardware)
-        assert found is not None
-        here = found
+    here, note = _this_node(hardware)
     host = here.endpoint.rpartition(":")[0]
     address = 'NODE_ADDRESS="$(hostname -I | cut -d" " -f1)"  # its own, as node 0 reaches it\n'
     if here.leader:
@@ -124,7 +122,19 @@ def _commands(recipe: Recipe, hardware: Hardware, run: Run | None, store: Store)
         known = address if node.address == ADDRESS else ""
         line = _line(recipe, hardware, target, node, attempt)
         blocks.append(f"# The ranks of {title}:\n{known}{line}")
-    return blocks
+    return [*note, *blocks]
+
+
+def _this_node(hardware: Hardware) -> tuple[Node, list[str]]:
+    """Return which node this machine is, as node 0 where it does not know it, and a comment."""
+    if hardware.launcher == "slurm":
+        return Node("$SLURM_NODEID", True, ADDRESS, "$STARLOOM_RDZV_ENDPOINT"), []
+    try:
+        found = find_node(hardware)
+    except EndpointError as error:
+        return Node("0", True, ADDRESS, endpoint_of(hardware) or ""), [f"# {error}"]
+    assert found is not None
+    return found, []
 
 
 def _attempts(run: Run) -> int:
@@ -171,9 +181,10 @@ def _configurations(recipe: Recipe, hardware: Hardware) -> list[str]:
 
 
 def _blocks(recipe: Recipe) -> list[str]:
-    """Return the block classes of a model from `config`; else the model's own are read later."""
-    config = recipe.model.config
-    return [BLOCKS[config.model_type]] if config else ["(_no_split_modules of the model)"]
+    """Return the block classes of an architecture that is known here; else they are read later."""
+    shape = find_shape(recipe)
+    known = BLOCKS.get(shape.model_type) if shape else None
+    return [known or "(_no_split_modules of the model)"]
 
 
 def _heredoc(command: str, text: str) -> str:

@@ -7,13 +7,23 @@ from pipelines.errors import TrainingError
 from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
 from pipelines.training.deepspeed_config import deepspeed_problems, offload_devices
-from pipelines.training.launchers import find_node, hostfile_problems, in_slurm_job
+from pipelines.training.launchers import (
+    EndpointError,
+    find_node,
+    hostfile_problems,
+    in_slurm_job,
+)
 
 COMPILERS = ("c++", "g++", "clang++")
 
 
-def launch_problems(recipe: Recipe, hardware: Hardware, *, here: bool) -> list[str]:
-    """Return what contradicts the recipe, and `here` what this machine lacks to start its ranks."""
+def launch_problems(
+    recipe: Recipe, hardware: Hardware, *, here: bool, dry: bool = False
+) -> list[str]:
+    """Return what contradicts the recipe, and `here` what this machine lacks to start its ranks.
+
+    A `dry` run may be printed on a machine that does not know node 0.
+    """
     problems = deepspeed_problems(recipe, hardware)
     if not here:
         return problems
@@ -21,6 +31,8 @@ def launch_problems(recipe: Recipe, hardware: Hardware, *, here: bool) -> list[s
     if hardware.launcher != "slurm" or in_slurm_job():
         try:
             find_node(hardware)
+        except EndpointError as error:
+            problems += [] if dry else [f"hardware {recipe.hardware}: {error}"]
         except TrainingError as error:
             problems.append(f"hardware {recipe.hardware}: {error}")
     return problems

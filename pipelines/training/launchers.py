@@ -28,6 +28,10 @@ PORT = 29500
 JOIN_SECONDS = 600  # torchrun's own limit for nodes that have said they are ready
 
 
+class EndpointError(TrainingError):
+    """Node 0 has an endpoint, but it cannot be found or reached from this machine."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What ranks train, and on what: paths, or shell variables where they are not known yet."""
@@ -119,7 +123,8 @@ def find_node(hardware: Hardware, environment: Mapping[str, str] = os.environ) -
 
     Node 0 is the machine that has the endpoint's address; STARLOOM_NODE_RANK, or in a Slurm job
     SLURM_NODEID, says it where addresses do not. Raises TrainingError where the endpoint is
-    missing, unknown to the resolver or a loopback address, which other machines cannot reach.
+    missing or a loopback address, which other machines cannot reach, and EndpointError where it is
+    unknown to the resolver.
     """
     if not spans_nodes(hardware):
         return None
@@ -148,7 +153,10 @@ def _resolve(host: str, endpoint: str) -> set[str]:
     try:
         found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise TrainingError(f"endpoint {endpoint}: {host!r} cannot be resolved ({error})") from None
+        raise EndpointError(
+            f"endpoint {endpoint}: {host!r} cannot be resolved here ({error.strerror or error}); "
+            f"give an address of node 0 that every node knows (rdzv_endpoint, or {ENDPOINT})"
+        ) from None
     return {str(entry[4][0]).partition("%")[0] for entry in found}
 
 
@@ -198,7 +206,7 @@ def _address_towards(host: str, port: int) -> str:
         try:
             probe.connect((host, port))
         except OSError as error:
-            raise TrainingError(f"node 0 ({host}) cannot be reached: {error}") from None
+            raise EndpointError(f"node 0 ({host}) cannot be reached: {error}") from None
         return str(probe.getsockname()[0])
 
 

@@ -316,6 +316,27 @@ def test_every_hardware_can_be_dry_run_without_data_gpus_or_network(recipe, hard
         assert json.loads(config)[key]
 
 
+def test_a_cluster_is_dry_run_where_its_node_0_is_not_known(tmp_path):
+    path = write_hardware(
+        tmp_path,
+        "device: cuda\nnum_nodes: 2\nprocesses_per_node: 8\nstrategy: fsdp2\n"
+        "rdzv_endpoint: node0.invalid:29500\n",
+    )
+    shown = starloom("run", "oasst", "--dry-run", "--set", f"hardware={path}")
+
+    assert shown.exit_code == 0, (shown.output, shown.exception)
+    _, leader, others = shown.output.split("# The ranks of ")
+    assert leader.startswith("node 0:")
+    assert others.startswith("every other node:")
+    for text, is_host in ((leader, 1), (others, 0)):
+        assert "--rdzv-endpoint=node0.invalid:29500" in text
+        assert f"--rdzv-conf=is_host={is_host}," in text
+        assert '--local-addr="$NODE_ADDRESS"' in text
+    assert '"GPTBigCodeBlock"' in others
+    bash = subprocess.run(["bash", "-n"], input=shown.output, text=True, check=True)
+    assert bash.returncode == 0
+
+
 def test_slurm_is_dry_run_as_a_script_and_run_by_writing_it(tmp_path, data_root):
     path = write_hardware(tmp_path, "device: cpu\nnum_nodes: 2\nlauncher: slurm\n")
     command = ["run", "quickstart", "--set", f"hardware={path}"]
