@@ -290,6 +290,18 @@ def test_a_schedule_that_cannot_be_meant_is_named(changes, problem):
     assert problem is None or problem in found[0]
 
 
+def test_a_single_step_of_warmup_is_drawn_and_said_to_teach_nothing():
+    recipe = load_recipe("qwen-coder")
+
+    lines, problems = draw_schedule(recipe, 1), schedule_problems(recipe, 1)
+
+    assert not any("█" in line for line in lines)
+    assert lines[-1].strip().startswith("first 0.0e+00, warmup 1 steps, peak 0.0e+00 at step 1")
+    (problem,) = problems
+    assert problem.startswith("training.warmup_steps: 1 of 1 steps are warmup, which begins at 0")
+    assert problem.endswith("set it to 0, or raise max_steps or num_train_epochs")
+
+
 def test_operations_of_a_token_are_those_of_the_anchors():
     full = load_recipe("oasst", overrides={"training.gradient_checkpointing": False})
     lora = load_recipe("code-alpaca", overrides={"training.gradient_checkpointing": False})
