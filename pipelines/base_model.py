@@ -13,7 +13,7 @@ from pipelines.recipe import Recipe
 from pipelines.training.shapes import Shape, known_shape, read_shape, scratch_shape
 
 DEFAULT_VOCABULARY = 49_152  # StarCoder's, where a tokenizer's own size is not known
-# Models whose files the Hub gives only to those who accepted their license.
+# Models whose files the Hub gives only to those who accepted their license, and such owners.
 GATED = (
     "bigcode/starcoder", "bigcode/starcoderbase", "bigcode/starcoderplus",
     "bigcode/starcoderbase-1b", "bigcode/starcoderbase-3b", "bigcode/starcoderbase-7b",
@@ -118,14 +118,11 @@ def login_steps(name: str) -> str:
 
 def _hub_problems(what: str, name: str, revision: str | None, local: str) -> list[str]:
     """Ask the Hub whether this machine may download a model's files."""
-    subject, gated = f"{what} {name!r}", name.startswith(GATED)
-    steps = f" and is gated: {login_steps(name)}" if gated else ""
+    subject, gated = f"{what} {name!r}", name in GATED or f"{name.partition('/')[0]}/" in GATED
+    fetch = f": `hf download {name}{f' --revision {revision}' if revision else ''}` brings it"
+    steps = f" and is gated: {login_steps(name)}" if gated else f"{fetch} where the hub is reached"
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ON:
-        return [
-            f"{subject} is not in the local cache and HF_HUB_OFFLINE is set{steps}; {local}"
-            if not gated
-            else f"{subject} is not in the local cache (HF_HUB_OFFLINE is set){steps}; {local}"
-        ]
+        return [f"{subject} is not in the local cache (HF_HUB_OFFLINE is set){steps}; {local}"]
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
