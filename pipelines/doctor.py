@@ -7,6 +7,7 @@ from pipelines.dataset_checks import raw_bytes
 from pipelines.errors import PreflightError
 from pipelines.fitting import Asked, describe, memory_limit, method
 from pipelines.preflight import GB, Findings, estimate_disk, examine
+from pipelines.source_access import missing_sources
 from pipelines.training.duration import (
     Length,
     device_rate,
@@ -140,7 +141,9 @@ def _template(found: Findings) -> str:
 
 def _dataset(found: Findings) -> str:
     if found.dataset is None:
-        return "not built yet"
+        missing = [source.id for source in missing_sources(found.recipe)]
+        first = f"; a run fetches {', '.join(missing)} first, which takes network access"
+        return "not built yet" + first * bool(missing)
     dataset = found.dataset
     share = dataset.trained_tokens / max(dataset.tokens, 1)
     return (

@@ -16,8 +16,10 @@ from pipelines.plan import open_store
 from pipelines.recipe import Recipe, load_hardware
 from pipelines.runs import Run
 from pipelines.sampling import Sample, sample_problems
+from pipelines.source_access import access_problems
 from pipelines.sources import check_sources
 from pipelines.store import Store
+from pipelines.training.compile_checks import compile_problems
 from pipelines.training.estimate import GIB, estimate_memory
 from pipelines.training.hardware_checks import launch_problems
 from pipelines.training.quantization import quantization_problems
@@ -90,11 +92,13 @@ def examine(
         if shape is not None:
             too_large += memory_problems(recipe, shape, hardware, machine)
         problems += [*too_large, *reporter_problems(recipe)]
-    problems += [*_source_problems(recipe), *model_problems(recipe, weights=not data_only)]
+    problems += [*_source_problems(recipe), *(access_problems(recipe) if asked else ())]
+    problems += model_problems(recipe, weights=not data_only)
     problems += disk_problems(recipe, root, data_only=data_only)
     if not data_only:
         problems += [*_adapter_problems(recipe, shape), *position_problems(recipe, shape)]
         problems += quantization_problems(recipe, hardware, here=train_here)
+        problems += compile_problems(recipe, hardware, here=train_here)
         problems += launch_problems(recipe, hardware, here=train_here)
     dataset, sample, data_problems, notes = _data(recipe)
     problems += data_problems

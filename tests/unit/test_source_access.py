@@ -1,0 +1,58 @@
+"""The access to what a run would fetch is checked before it begins."""
+
+import pytest
+
+from pipelines import preflight
+from pipelines.errors import PreflightError
+from pipelines.fitting import Asked
+from pipelines.recipe import load_recipe
+from pipelines.source_access import access_problems, missing_sources
+
+
+def test_a_dataset_of_the_hub_is_asked_for_before_a_run_would_fetch_it(tmp_path, monkeypatch):
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    class Hub:
+        def auth_check(self, name, repo_type):
+            if name == "closed/trees":
+                request = httpx.Request("GET", "https://x")
+                raise GatedRepoError("403", response=httpx.Response(403, request=request))
+            if name == "far/trees":
+                raise httpx.ConnectError("no route")
+
+        def dataset_info(self, name, revision, timeout):
+            assert (name, revision) == ("open/trees", "main")
+
+    monkeypatch.setenv("STARLOOM_DATA", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+
+    def problems(name):
+        changes = {"sources.0.dataset": name, "sources.0.revision": "main"}
+        recipe = load_recipe("oasst", overrides=changes)
+        assert [source.id for source in missing_sources(recipe)] == ["oasst"]
+        return access_problems(recipe)
+
+    mine = "or give your own copy with `--data PATH` or the source's `path:`"
+    assert problems("open/trees") == []
+    closed = (
+        "sources.0: dataset 'closed/trees' is gated and no token is set here: accept its terms on "
+        "https://huggingface.co/datasets/closed/trees in the browser, then `hf auth login` (or "
+        f"HF_TOKEN=<a token with read access> in the environment); {mine}"
+    )
+    assert problems("closed/trees") == [closed]
+    unreached = (
+        "sources.0: dataset 'far/trees' is not in the hub's cache and the hub cannot be reached "
+        f"(ConnectError): run the same command where it is reached, {mine}"
+    )
+    assert problems("far/trees") == [unreached]
+    asked = Asked("oasst", None, {"sources.0.dataset": "far/trees"}, smoke=True)
+    with pytest.raises(PreflightError, match="far/trees.* is not in the hub's cache"):
+        preflight.check(asked.load(), tmp_path, asked=asked)
+
+    (tmp_path / "hub" / "datasets--far--trees" / "snapshots" / "1f" / "data").mkdir(parents=True)
+    assert problems("far/trees") == []
