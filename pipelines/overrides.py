@@ -20,7 +20,20 @@ WHERE_FROM = frozenset(
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with floats as people write them: YAML 1.1 reads `2e-5` as a string."""
+    """YAML with floats as people write them, and every key once.
+
+    YAML 1.1 reads `2e-5` as a string, and PyYAML lets the last of two equal keys win.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    problem = f"found the key {key.value!r} twice; keep one of them"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -113,6 +126,7 @@ SMOKE: dict[str, Any] = {
         "per_device_eval_batch_size": 4,
         "gradient_accumulation_steps": 1,
         "gradient_checkpointing": False,
+        "torch_compile": False,
         "logging_steps": 1,
         "eval_steps": 10,
         "save_steps": 5,

@@ -283,6 +283,9 @@ def test_a_recipe_file_that_is_no_mapping_is_a_clear_error(tmp_path):
     path.write_text("a: [\n")
     with pytest.raises(RecipeError, match="not valid YAML"):
         load_recipe(str(path))
+    path.write_text("training: {seed: 1}\nname: mine\ntraining: {max_steps: 5}\n")
+    with pytest.raises(RecipeError, match=r"found the key 'training' twice.* line 3, column 1"):
+        load_recipe(str(path))
     path.write_bytes(b"name: \xff\n")
     with pytest.raises(RecipeError, match="cannot be read as UTF-8 text"):
         load_recipe(str(path))
