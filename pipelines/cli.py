@@ -305,7 +305,9 @@ def import_config(file: Path, deepspeed: Path | None, output: Path | None) -> No
     from pipelines.import_config import import_config as convert
     from pipelines.store import write_atomic
 
-    text, lines = convert(file, deepspeed)
+    if output is not None and not output.parent.is_dir():
+        raise StarloomError(f"{output.parent}: no such folder; make it, or name another --output")
+    text, lines = convert(file, deepspeed, output)
     for line in lines:
         click.echo(line, err=True)
     if output is None:

@@ -17,9 +17,11 @@ from pydantic import ValidationError
 from pipelines.errors import RecipeError, did_you_mean
 from pipelines.import_deepspeed import import_deepspeed, pick_hardware
 from pipelines.imported_names import (
+    COLUMNS,
     DATASET_NOTES,
     DATASETS,
     DIALOGUE_TEMPLATES,
+    FINETUNE_PY,
     IGNORED,
     IGNORED_PREFIXES,
     KNOWN_MODELS,
@@ -63,10 +65,13 @@ class Import:
         set_dotted(self.values, key, value)
 
 
-def import_config(path: Path, deepspeed: Path | None = None) -> tuple[str, list[str]]:
+def import_config(
+    path: Path, deepspeed: Path | None = None, output: Path | None = None
+) -> tuple[str, list[str]]:
     """Return a recipe as YAML, and the report: one line for each key that is not taken as it is.
 
-    Raises RecipeError where a file cannot be read, or what it says makes no recipe.
+    `output` is where the recipe will be, which its first line names. Raises RecipeError where a
+    file cannot be read, or what it says makes no recipe.
     """
     given = _read(path, load_yaml)
     work = Import(dict(given))
@@ -78,6 +83,8 @@ def import_config(path: Path, deepspeed: Path | None = None) -> tuple[str, list[
     _take_schedule(work)
     _take_adapter(work)
     strategy = _take_strategy(work)
+    if deepspeed is None:
+        _ask_for_deepspeed(work)
     _take_rest(work)
     _fill_defaults(work)
     _check(work, path)
@@ -85,7 +92,7 @@ def import_config(path: Path, deepspeed: Path | None = None) -> tuple[str, list[
         strategy = import_deepspeed(work, _read(deepspeed, json.loads), deepspeed.name)
     work.put("hardware", pick_hardware(work, strategy))
     _check(work, path)
-    return _write(work.values, path), work.lines
+    return _write(work.values, path, output), work.lines
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
@@ -119,13 +126,10 @@ def _take_model(work: Import) -> None:
 def _take_data(work: Import) -> None:
     """Turn the named dataset into a source, and the template's name into a template."""
     given = work.given
+    named = {key for key in ("data_path", "train_file") if given.get(key)}
     name = given.pop("dataset_name", None)
     file = next((given.pop(key) for key in ("train_file", "data_path") if given.get(key)), None)
-    columns = {
-        ours: given.pop(theirs)
-        for ours, theirs in (("prompt", "input_column_name"), ("completion", "output_column_name"))
-        if theirs in given
-    }
+    columns = {ours: given.pop(theirs) for theirs, ours in COLUMNS.items() if theirs in given}
     if name in DATASETS:
         source = {**DATASETS[name]}
         work.say("renamed", "dataset_name", f"{name} is the source of type {source['type']}")
@@ -141,12 +145,21 @@ def _take_data(work: Import) -> None:
     if columns and name not in DATASETS:
         source["columns"] = columns
     work.values["sources"] = [source]
-    _take_template(work)
+    if name in FINETUNE_PY or columns.keys() & {"prompt", "completion"}:
+        work.values["template"] = {"name": "question-answer", "train_on_prompt": True}
+        told = "question-answer with train_on_prompt, as finetune.py"
+    elif "data_path" in named:
+        work.values["template"] = {"name": "alpaca"}
+        told = "alpaca, as the script that names its data data_path"
+    else:
+        told = "none is named, so plain is taken; see template.name"
+    _take_template(work, told)
 
 
-def _take_template(work: Import) -> None:
+def _take_template(work: Import, otherwise: str) -> None:
     variant = work.given.pop("dialogue_template", None)
     if variant is None:
+        work.say("note", "template", otherwise)
         return
     if variant not in DIALOGUE_TEMPLATES:
         known = ", ".join(DIALOGUE_TEMPLATES)
@@ -242,8 +255,10 @@ def _take_adapter(work: Import) -> None:
 def _known_targets(work: Import, targets: Any) -> Any:
     """Return the target modules that the model's architecture has, where that is known."""
     known = LINEAR_LAYERS.get(_architecture(work.values["model"]["model_name_or_path"]) or "")
-    if known is None or not isinstance(targets, list):
+    names = isinstance(targets, list) and all(isinstance(name, str) for name in targets)
+    if known is None or not names:
         return targets
+    targets = list(dict.fromkeys(targets))
     kept = [name for name in targets if name in known or name == "all-linear"]
     for name in targets:
         if name not in kept:
@@ -267,6 +282,15 @@ def _take_strategy(work: Import) -> str:
         return "ddp"
     work.say("renamed", "fsdp", f"{fsdp!r} is the hardware file's strategy")
     return "fsdp2"
+
+
+def _ask_for_deepspeed(work: Import) -> None:
+    """Say that a DeepSpeed file is named, but not given: it decides what the script ran on."""
+    file = work.given.get("deepspeed")
+    if isinstance(file, str) and file:
+        del work.given["deepspeed"]
+        text = f"{file} is not read, so hardware does not follow it; give it too: "
+        work.say("note", "deepspeed", f"{text}--deepspeed {file}")
 
 
 def _take_rest(work: Import) -> None:
@@ -316,8 +340,9 @@ def _check(work: Import, path: Path) -> None:
         raise RecipeError(f"{path}: " + "; ".join(explain(Recipe, error))) from error
 
 
-def _write(values: dict[str, Any], path: Path) -> str:
-    parts = [f"# Imported from {path.name}: read it, then `starloom run {values['name']}.yaml`"]
+def _write(values: dict[str, Any], path: Path, output: Path | None) -> str:
+    file = output or Path(f"{values['name']}.yaml")
+    parts = [f"# Imported from {path.name}: read it, then `starloom run {file.name}`"]
     parts += [_dump({key: values[key]}) for key in ("name", "description")]
     for key, heading in HEADINGS.items():
         if key in values:

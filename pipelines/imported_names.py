@@ -27,6 +27,8 @@ RENAMED = {
     "batch_size": "training.per_device_train_batch_size",
     "warmup_ratio": "training.warmup_steps",
     "num_warmup_steps": "training.warmup_steps",
+    "lr": "training.learning_rate",
+    "gr_acc_steps": "training.gradient_accumulation_steps",
     "log_freq": "training.logging_steps",
     "eval_freq": "training.eval_steps",
     "save_freq": "training.save_steps",
@@ -86,6 +88,15 @@ IGNORED = {
     "lora_task_type": "it is CAUSAL_LM",
     "deepspeed": "DeepSpeed's file is generated from the recipe",
     "fsdp_config": "the strategy of the hardware file sets it",
+    "fsdp_transformer_layer_cls_to_wrap": "the model's own block class is wrapped",
+    "fsdp_min_num_params": "the model's own block class is wrapped",
+    "no_fp16": "model.dtype decides",
+    "eos_token_id": "control tokens are found by name, in the model's own tokenizer",
+    "dataset_mixer": "name its sets as sources, each with its weight",
+    "dataset_splits": "see sources",
+    "dataset_configs": "see sources",
+    "group_by_length": "rows are packed, all about as long",
+    "auto_find_batch_size": "`starloom doctor` says what fits",
     "optim": "AdamW of torch is used",
     "adam_epsilon": "it is 1e-8",
     "gradient_checkpointing_kwargs": "checkpointing is the kind without reentrance",
@@ -121,6 +132,14 @@ DATASETS: dict[str, dict[str, Any]] = {
         "columns": {"prompt": "question", "completion": "response"},
     },
 }  # fmt: skip
+# What finetune.py reads: it writes "Question: ...", "Answer: ..." and trains all of it.
+FINETUNE_PY = ("HuggingFaceH4/CodeAlpaca_20K", "ArmelR/stack-exchange-instruction")
+COLUMNS = {
+    "input_column_name": "prompt",
+    "output_column_name": "completion",
+    "data_column": "text",
+    "dataset_text_field": "text",
+}
 DATASET_NOTES = {
     "HuggingFaceH4/oasst1_en": "was removed from the Hub; rebuilt from OpenAssistant/oasst1",
     "HuggingFaceH4/CodeAlpaca_20K": (

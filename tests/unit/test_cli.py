@@ -170,7 +170,10 @@ def test_the_config_of_another_script_becomes_a_recipe_that_loads(tmp_path):
 
     assert shown.exit_code == 0, shown.output
     assert load_recipe(str(out)).template.name == "starchat"
+    assert out.read_text().startswith("# Imported from config.yaml: read it, then `starloom run st")
     assert "exists: name another file" in str(again.exception)
+    nowhere = starloom("import-config", str(config), "-o", str(tmp_path / "no" / "x.yaml"))
+    assert "no: no such folder; make it" in str(nowhere.exception)
 
 
 def test_preview_shows_what_curation_leaves_out_with_samples_per_reason(tmp_path):

@@ -172,6 +172,64 @@ def test_names_of_finetune_py_are_understood(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("values", "template", "line"),
+    [
+        (
+            {"dataset_name": "HuggingFaceH4/CodeAlpaca_20K"},
+            ("question-answer", True),
+            "note template: question-answer with train_on_prompt, as finetune.py",
+        ),
+        (
+            {"dataset_name": "me/rows", "output_column_name": "answer"},
+            ("question-answer", True),
+            "note template: question-answer with train_on_prompt, as finetune.py",
+        ),
+        (
+            {"data_path": "rows.json"},
+            ("alpaca", False),
+            "note template: alpaca, as the script that names its data data_path",
+        ),
+        (
+            {"train_file": "rows.json"},
+            ("plain", False),
+            "note template: none is named, so plain is taken; see template.name",
+        ),
+    ],
+)
+def test_rows_are_rendered_as_the_script_did_that_names_them_so(tmp_path, values, template, line):
+    recipe, lines = imported(tmp_path, **values)
+
+    assert (recipe.template.name, recipe.template.train_on_prompt) == template
+    assert line in lines
+
+
+def test_a_deepspeed_file_that_is_named_but_not_given_is_asked_for(tmp_path):
+    recipe, lines = imported(tmp_path, deepspeed="conf/ds_z3.json")
+
+    assert recipe.hardware == "gpu"
+    assert (
+        "note deepspeed: conf/ds_z3.json is not read, so hardware does not follow it; give it too: "
+        "--deepspeed conf/ds_z3.json"
+    ) in lines
+    assert any(
+        line.startswith("ignored deepspeed: ") for line in imported(tmp_path, {}, deepspeed="x")[1]
+    )
+
+
+def test_targets_are_named_once_and_rows_of_text_by_their_column(tmp_path):
+    targets = "c_proj,c_attn,q_attn,c_fc,c_proj"
+    recipe, lines = imported(
+        tmp_path, dataset_name="me/code", data_column="content", lora_target_modules=targets,
+        lr=5e-4, eos_token_id=49152, fsdp_transformer_layer_cls_to_wrap="GPTBigCodeBlock",
+    )  # fmt: skip
+
+    assert recipe.adapter.target_modules == ("c_proj", "c_attn", "c_fc")
+    assert recipe.sources[0].columns.text == "content"
+    assert recipe.training.learning_rate == 5e-4
+    assert not [line for line in lines if line.startswith("unknown")]
+
+
+@pytest.mark.parametrize(
     ("deepspeed", "strategy", "line"),
     [
         (
@@ -266,6 +324,7 @@ def test_contradictions_and_unknown_keys_are_told(tmp_path, values, line):
     [
         ("a: [", "cannot be parsed"),
         ("- 1", "expected keys and values, got list"),
+        ("{model_name_or_path: a/b, seed: 1, seed: 2}", "found the key 'seed' twice"),
         ("block_size: 1024", "model_name_or_path: required, but not set"),
         ("{model_name_or_path: a/b, learning_rate: fast}", "training.learning_rate: .*'fast'"),
         ("{model_name_or_path: a/b, save_total_limit: many}", "training.save_total_limit: "),
