@@ -327,6 +327,7 @@ def test_contradictions_and_unknown_keys_are_told(tmp_path, values, line):
         ("{model_name_or_path: a/b, seed: 1, seed: 2}", "found the key 'seed' twice"),
         ("block_size: 1024", "model_name_or_path: required, but not set"),
         ("{model_name_or_path: a/b, learning_rate: fast}", "training.learning_rate: .*'fast'"),
+        ("{model_name_or_path: bigcode/starcoder, lora_r: 4, target_modules: [[a]]}", "target_mod"),
         ("{model_name_or_path: a/b, save_total_limit: many}", "training.save_total_limit: "),
     ],
 )
