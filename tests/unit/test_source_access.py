@@ -12,6 +12,7 @@ from pipelines.source_access import access_problems, missing_sources
 def test_a_dataset_of_the_hub_is_asked_for_before_a_run_would_fetch_it(tmp_path, monkeypatch):
     import httpx
     import huggingface_hub
+    from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError
 
     class Hub:
@@ -27,7 +28,7 @@ def test_a_dataset_of_the_hub_is_asked_for_before_a_run_would_fetch_it(tmp_path,
 
     monkeypatch.setenv("STARLOOM_DATA", str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
 
