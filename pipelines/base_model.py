@@ -20,6 +20,7 @@ GATED = (
     "meta-llama/",
 )  # fmt: skip
 TOKENIZER_FILE = "tokenizer.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ON = ("1", "true", "yes", "on")
 
 
@@ -76,10 +77,29 @@ def model_problems(recipe: Recipe, *, weights: bool = True) -> list[str]:
         return _folder_problems(Path(name).expanduser())
     if name.startswith((".", "/", "~")):
         return [f"model.model_name_or_path: no folder {name!r}"]
-    if find_file(name, recipe.model.revision, "config.json"):
-        return []
     local = "or set model.model_name_or_path to a local folder, or try `--smoke`"
-    return _hub_problems("model", name, recipe.model.revision, local)
+    revision = recipe.model.revision
+    if not find_file(name, revision, "config.json"):
+        return _hub_problems("model", name, revision, local)
+    missing = _missing_weights(name, revision)
+    if not missing:
+        return []
+    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    return _hub_problems(f"{missing[0]}{more} of model", name, revision, local)
+
+
+def _missing_weights(name: str, revision: str | None) -> list[str]:
+    """Return the files of a model's weights that are not in its folder or the Hub's cache."""
+    if find_file(name, revision, WEIGHTS):
+        return []
+    index = find_file(name, revision, INDEX)
+    if index is None:
+        return [WEIGHTS]
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return [INDEX]
+    return sorted(shard for shard in shards if not find_file(name, revision, str(shard)))
 
 
 def _tokenizer_access(recipe: Recipe) -> list[str]:
@@ -105,6 +125,11 @@ def _folder_problems(folder: Path) -> list[str]:
         return [f"model folder {folder}: no config.json, so it is not a transformers model"]
     if not list(folder.glob("*.safetensors")):
         return [f"model folder {folder}: no *.safetensors (pickle weights are refused)"]
+    if (folder / INDEX).is_file():
+        missing = _missing_weights(str(folder), None)
+        if missing:
+            lacking = f"no {', '.join(missing)}, which {INDEX} names"
+            return [f"model folder {folder}: {lacking}; copy or download it again"]
     return []
 
 

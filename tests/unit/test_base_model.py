@@ -1,5 +1,8 @@
 """The base model of a recipe as seen from outside."""
 
+import json
+
+import huggingface_hub
 import pytest
 
 from pipelines.base_model import model_problems
@@ -22,3 +25,57 @@ def test_only_a_gated_model_is_said_to_be_gated(name, gated, monkeypatch):
     (problem,) = model_problems(recipe)
 
     assert ("is gated: accept its license" in problem) is gated
+
+
+def cached(hub, name, files):
+    """Write files into the Hub's cache as a download of them does."""
+    folder = hub / f"models--{name.replace('/', '--')}"
+    for path, text in {
+        "refs/main": "abc",
+        **{f"snapshots/abc/{k}": v for k, v in files.items()},
+    }.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("files", "missing"),
+    [
+        ({"model.safetensors": "x"}, None),
+        ({}, "model.safetensors of model 'bigcode/starcoder' is not in the local cache"),
+        ({"model.safetensors.index.json": ["a", "b"], "a": "x", "b": "x"}, None),
+        (
+            {"model.safetensors.index.json": ["a", "b"], "a": "x"},
+            "b of model 'bigcode/starcoder' is not in",
+        ),
+    ],
+)
+def test_a_cached_config_does_not_stand_for_its_weights(files, missing, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    texts = {
+        name: json.dumps({"weight_map": {f"w{n}": n for n in value}})
+        if isinstance(value, list)
+        else value
+        for name, value in files.items()
+    }
+    cached(tmp_path, "bigcode/starcoder", {"config.json": "{}", **texts})
+    recipe = load_recipe("code-alpaca")
+
+    found = model_problems(recipe)
+
+    assert len(found) == (missing is not None)
+    assert missing is None or missing in found[0]
+    assert missing is None or "https://huggingface.co/bigcode/starcoder" in found[0]
+    assert model_problems(recipe, weights=False) != []  # no tokenizer.json
+
+
+def test_a_folder_that_lacks_some_of_its_shards_names_them(tmp_path):
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "a.safetensors").write_text("x")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    recipe = load_recipe("quickstart", overrides={"model": {"model_name_or_path": str(tmp_path)}})
+
+    (problem,) = model_problems(recipe)
+    assert "no b.safetensors, which model.safetensors.index.json names; copy or" in problem
