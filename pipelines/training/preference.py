@@ -15,7 +15,10 @@ from typing import Any
 from pipelines.errors import PreflightError, TrainingError
 from pipelines.preference_settings import Preference
 
-MISSING = "the preference stage needs trl, which is not installed; install 'starloom[trl]'"
+MISSING = (
+    "the preference stage needs trl, which is not installed; `pip install -e .[trl]` in the "
+    "checkout"
+)
 NO_PAIRS = (
     "there are no preference pairs to train on; set `pairs: true` in a source of type oasst or "
     "stack-exchange and run the recipe again"

@@ -12,8 +12,8 @@ from pipelines.recipe import Recipe
 WAY_OUT = "set hardware: gpu, or leave quantization_config out and train LoRA in bfloat16"
 NOT_ON_CPU = f"model.quantization_config: such weights are trained on NVIDIA GPUs only; {WAY_OUT}"
 MISSING = (
-    "model.quantization_config needs bitsandbytes, which is not installed; install "
-    "'starloom[bitsandbytes]', or leave quantization_config out and train LoRA in bfloat16"
+    "model.quantization_config needs bitsandbytes, which is not installed; `pip install -e "
+    ".[bitsandbytes]` in the checkout, or leave quantization_config out and train LoRA in bfloat16"
 )
 
 

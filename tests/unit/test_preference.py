@@ -108,7 +108,7 @@ def test_rows_without_a_worse_answer_and_texts_that_are_too_long_are_counted():
 
 def test_without_trl_the_way_out_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(preference, "find_spec", lambda name: None)
-    with pytest.raises(PreflightError, match=r"install 'starloom\[trl\]'"):
+    with pytest.raises(PreflightError, match=r"`pip install -e .\[trl\]`"):
         train_preferences(tmp_path, {"prompt_ids": []}, tmp_path, Preference())
 
 

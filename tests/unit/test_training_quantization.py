@@ -53,9 +53,9 @@ def without_bitsandbytes(monkeypatch):
         (
             GPU,
             (
-                "model.quantization_config needs bitsandbytes, which is not installed; install "
-                "'starloom[bitsandbytes]', or leave quantization_config out and train LoRA in "
-                "bfloat16"
+                "model.quantization_config needs bitsandbytes, which is not installed; `pip "
+                "install -e .[bitsandbytes]` in the checkout, or leave quantization_config out and "
+                "train LoRA in bfloat16"
             ),
         ),
     ],
@@ -77,7 +77,7 @@ def test_preflight_refuses_a_quantized_base_on_cpu(tmp_path):
 
 def test_a_base_does_not_load_quantized_without_bitsandbytes(without_bitsandbytes, tmp_path):
     base = write_base_model(tmp_path, "gpt_bigcode")
-    with pytest.raises(TrainingError, match=r"install 'starloom\[bitsandbytes\]'"):
+    with pytest.raises(TrainingError, match=r"`pip install -e .\[bitsandbytes\]`"):
         build_model(recipe(base), base)
 
 
