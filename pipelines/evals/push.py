@@ -16,6 +16,7 @@ import yaml
 from pipelines.errors import PreflightError, StarloomError
 from pipelines.evals.card import CARD
 from pipelines.evals.publish import PUBLISHED_CARD, check_accepted
+from pipelines.hub_errors import hub_errors
 from pipelines.manifest import digest_of, sha256_file
 from pipelines.markdown import table
 from pipelines.runs import PREFERRED, Run
@@ -80,7 +81,6 @@ def push(run: Run, plan: PushPlan, token: str) -> str:
     are removed. Raises StarloomError where the model is no longer that of the plan, or the Hub
     refuses.
     """
-    import httpx
     from huggingface_hub import HfApi
 
     if plan_push(run, plan.repository, private=plan.private).digest != plan.digest:
@@ -89,11 +89,11 @@ def push(run: Run, plan: PushPlan, token: str) -> str:
         )
     try:
         address = _commit(HfApi(token=token), run, plan)
-    except (httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
+    except hub_errors() as error:
         raise StarloomError(
             f"the Hub did not take {run.name} as {plan.repository} ({_explain(error, token)}); "
-            f"the token needs write access to {plan.repository.split('/')[0]!r}, and "
-            "HF_HUB_OFFLINE must not be set"
+            f"the Hub has to be reached, HF_HUB_OFFLINE unset, and the token needs write access to "
+            f"{plan.repository.split('/')[0]!r}"
         ) from None  # the cause may show the request
     run.write(
         PUSHED, {"repository": plan.repository, "commit": address, "model": run.weights,

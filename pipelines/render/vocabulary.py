@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipelines.engine import Built, Input, Job, Outcome, Params, Work
 from pipelines.errors import PreflightError, TemplateError
+from pipelines.hub_errors import hub_errors
 from pipelines.manifest import Counts, digest_of, sha256_file
 from pipelines.recipe import Recipe
 from pipelines.records import body_text, read_rows
@@ -297,13 +298,12 @@ def _fetch(name: str, revision: str | None, file: str = FILES[0]) -> Path:
         return _tokenizer_file(folder)
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise PreflightError(f"tokenizer {name!r}: no such folder, and not a Hub id (OWNER/NAME)")
-    import httpx
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(name, file, revision=revision))
-    except (OSError, ValueError, httpx.HTTPError) as error:
+    except hub_errors() as error:
         if (
             file != FILES[0]
             and isinstance(error, EntryNotFoundError)

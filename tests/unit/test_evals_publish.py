@@ -2,10 +2,10 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import httpx
 import pytest
 from click.testing import CliRunner
 
@@ -295,15 +295,22 @@ def test_a_preferred_model_is_pushed_where_its_own_gate_accepts_it_too(run, hub)
     assert run.read("pushed.json")["model"] == "preferred"
 
 
+def connect_error():
+    """What the Hub's client raises without a network, whichever library it talks through."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return sys.modules[HfHubHTTPError.__mro__[1].__module__].ConnectError
+
+
 def test_what_the_hub_refuses_is_one_line_without_the_token(run, hub):
-    hub.refuses = httpx.ConnectError(f"403 for {TOKEN}\nmore")
+    hub.refuses = connect_error()(f"403 for {TOKEN}\nmore")
 
     with pytest.raises(StarloomError) as error:
         push(run, plan_push(run, "me/model"), TOKEN)
 
     assert str(error.value).startswith(
-        f"the Hub did not take {run.name} as me/model (ConnectError: 403 for ***); the token needs "
-        "write access to 'me'"
+        f"the Hub did not take {run.name} as me/model (ConnectError: 403 for ***); the Hub has "
+        "to be reached, HF_HUB_OFFLINE unset, and the token needs write access to 'me'"
     )
     assert error.value.__cause__ is None
     assert run.read("pushed.json") is None

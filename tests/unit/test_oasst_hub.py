@@ -10,6 +10,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from pipelines.errors import SourceError
+from pipelines.hub_errors import hub_errors
 from pipelines.source_settings import OasstSource
 from pipelines.sources import oasst
 from pipelines.sources.fetch import fetch_source, raw_folder
@@ -171,6 +172,8 @@ def hub_error(kind):
         (errors.HfHubHTTPError, "could not be fetched (HfHubHTTPError); what has arrived"),
         (errors.HFValidationError, "could not be fetched (HFValidationError)"),
         (ConnectionResetError, "could not be fetched (ConnectionResetError)"),
+        # What the client's own transport raises, whichever library it is.
+        (hub_errors()[0], "could not be fetched (HTTPError)"),
     ],
 )
 def test_what_the_hub_refuses_is_said_in_words_and_without_secrets(monkeypatch, caplog, kind, said):

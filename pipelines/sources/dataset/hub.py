@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pipelines.errors import SourceError
+from pipelines.hub_errors import hub_errors
 from pipelines.manifest import sha256_file
 from pipelines.sources.dataset.layout import COMPRESSIONS, KINDS, list_files, select_files
 from pipelines.sources.raw import Fetched
@@ -77,7 +78,7 @@ def _snapshot(dataset: str, revision: str, files: tuple[str, ...]) -> Path:
             f"dataset {dataset}@{revision[:12]}: the hub cannot be reached and its cache does not "
             "hold all files; connect once, or give a local `path:`"
         ) from error
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+    except hub_errors() as error:
         raise SourceError(
             f"dataset {dataset}@{revision[:12]}: cannot be downloaded "
             f"({type(error).__name__}); what has arrived is kept, try again"

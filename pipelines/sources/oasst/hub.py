@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import SourceError
+from pipelines.hub_errors import hub_errors
 from pipelines.source_settings import OasstSource
 from pipelines.sources.fetch import fetched_folder
 from pipelines.sources.oasst.rows import SUFFIXES
@@ -75,7 +76,6 @@ def _download(source: OasstSource) -> tuple[Path, list[str]]:
 
 
 def _snapshot(source: OasstSource, globs: Iterable[str]) -> Path:
-    from httpx import HTTPError
     from huggingface_hub import constants, errors, snapshot_download
 
     asked = f"{source.dataset}{f' at {source.revision}' if source.revision else ''}"
@@ -103,7 +103,7 @@ def _snapshot(source: OasstSource, globs: Iterable[str]) -> Path:
             f"source {source.id!r}: {asked} is not in the hub's cache and {why}; fetch it with "
             "network access or name a local `path:`"
         ) from error
-    except (errors.HfHubHTTPError, errors.HFValidationError, HTTPError, OSError) as error:
+    except hub_errors() as error:
         raise SourceError(
             f"source {source.id!r}: {asked} could not be fetched ({type(error).__name__}); what "
             "has arrived is kept, try again"
