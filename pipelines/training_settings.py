@@ -13,6 +13,7 @@ OWN_KEYS = frozenset(
         "logging_steps", "save_total_limit", "load_best_model_at_end", "resume_from_checkpoint",
         "report_to", "loss_spike_threshold", "loss_spike_patience", "stall_minutes",
         "early_stopping_patience", "early_stopping_threshold", "max_hours", "max_train_tokens",
+        "torch_compile",
     }
 )  # fmt: skip
 # Keys on which no weight depends: the same run goes on, whatever they are.
@@ -46,6 +47,7 @@ class Training(Section):
     """The subset of transformers.TrainingArguments that recipes set, with the same meaning.
 
     `neftune_noise_alpha` (5 is usual) adds noise to embeddings in training (arXiv 2310.05914).
+    `torch_compile` compiles each block of the model, on NVIDIA GPUs with varlen attention.
     `load_best_model_at_end` keeps the checkpoint with the lowest validation loss besides the newest
     ones and gives `model/` its weights. `resume_from_checkpoint` starts from a checkpoint of
     another run (its folder, the run's folder or name); false starts anew although there is one.
@@ -68,6 +70,7 @@ class Training(Section):
     per_device_eval_batch_size: Count = 4
     gradient_accumulation_steps: Count = 1
     gradient_checkpointing: bool = False
+    torch_compile: bool = False
     neftune_noise_alpha: Positive | None = None
     logging_steps: Count = 5
     eval_steps: Count = 50

@@ -40,7 +40,7 @@ FREE = SPREAD | {
     "per_device_eval_batch_size", "gradient_checkpointing", "logging_steps", "eval_steps",
     "save_steps", "save_total_limit", "load_best_model_at_end", "resume_from_checkpoint",
     "early_stopping_patience", "early_stopping_threshold", "max_hours", "max_train_tokens",
-    "loss_spike_threshold", "loss_spike_patience",
+    "loss_spike_threshold", "loss_spike_patience", "torch_compile",
 }  # fmt: skip
 SAME = ("dataset", "tokenizer", "model", "base", "adapter")
 RANKS = ("strategy", "num_nodes", "processes_per_node")

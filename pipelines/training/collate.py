@@ -80,6 +80,11 @@ class PackedDataset:
             for record_id in self._record_ids[number][row].as_py()
         ]
 
+    @property
+    def most_documents(self) -> int:
+        """Return the documents of the row that holds most of them."""
+        return max(batch["lengths"].longest for batch in self._batches)
+
     def _find(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(index)
@@ -115,6 +120,11 @@ class PassedDataset:
         rows = self._passes[self._number]
         return rows[index % len(rows)]
 
+    @property
+    def most_documents(self) -> int:
+        """Return the documents of the row that holds most of them, in any pass."""
+        return max(rows.most_documents for rows in self._passes)
+
 
 def splits_of(folder: Path) -> set[str]:
     """Return the splits of a dataset that hold rows; StoreError where there is no dataset."""
@@ -138,6 +148,11 @@ class _Lists:
     def __getitem__(self, row: int) -> np.ndarray[Any, Any]:
         view: np.ndarray[Any, Any] = self._values[self._offsets[row] : self._offsets[row + 1]]
         return view
+
+    @property
+    def longest(self) -> int:
+        """Return the size of the longest list; the values are not read."""
+        return int(np.diff(self._offsets).max(initial=0))
 
 
 class FlatShape(NamedTuple):

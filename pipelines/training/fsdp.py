@@ -40,14 +40,19 @@ def fsdp_config(recipe: Recipe, hardware: Hardware, blocks: list[str]) -> dict[s
     }
 
 
-def block_classes(model: Any) -> list[str]:
-    """Return the class names of a model's blocks; TrainingError where it does not tell them."""
+def block_classes(
+    model: Any, asked: str = "strategy fsdp2", instead: str = "use strategy zero3"
+) -> list[str]:
+    """Return the class names of a model's blocks; TrainingError where it does not tell them.
+
+    The error says what `asked` for them, and what to do `instead`.
+    """
     found = {type(module).__name__ for module in model.modules()}
     blocks = sorted(found & set(getattr(model, "_no_split_modules", None) or ()))
     if not blocks:
         raise TrainingError(
-            f"strategy fsdp2: {model.config.model_type} names no blocks to shard by "
-            "(_no_split_modules); use strategy zero3"
+            f"{asked}: {model.config.model_type} does not name its blocks (_no_split_modules); "
+            f"{instead}"
         )
     return blocks
 

@@ -18,7 +18,8 @@ from pipelines.training.checkpoints import (
     raise_disk_full,
     rotate,
 )
-from pipelines.training.collate import Collator, PackedDataset, splits_of
+from pipelines.training.collate import Collator, FlatShape, PackedDataset, splits_of
+from pipelines.training.compiled import uncompiled
 from pipelines.training.head_loss import HeadLoss
 from pipelines.training.loss import (
     EvalLoss,
@@ -69,11 +70,17 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         heartbeat: Heartbeat,
         held_out: HeldOut,
         head_loss: HeadLoss,
+        compiled_for: FlatShape | None = None,
         **options: Any,
     ) -> None:
-        """Take Trainer's options; `policy` says which checkpoints stay."""
+        """Take Trainer's options; `policy` says which checkpoints stay.
+
+        `compiled_for` is the shape of all training batches of a model whose blocks are compiled.
+        """
         flat = is_flat(options["model"])
-        super().__init__(data_collator=Collator(pad_id, flat=flat), **options)
+        collator = Collator(pad_id, flat=flat, fixed=compiled_for)
+        super().__init__(data_collator=collator, **options)
+        self._compiled = compiled_for is not None
         self._held_out = held_out
         self._head = head_loss
         self.remove_callback(PrinterCallback)  # metrics.jsonl has the lines
@@ -134,15 +141,17 @@ class PackedTrainer(Trainer):  # type: ignore[misc]
         """
         step = self.state.global_step
         self._heartbeat.beat(f"evaluating after step {step}")
-        sources = self._evaluate_share(self.eval_dataset)
-        result = total(sources.values())
-        parts: dict[str, Any] = {f"eval_{name}": number for name, number in result.report().items()}
-        parts["eval_sources"] = {name: loss.report() for name, loss in sources.items()}
-        if self._held_out.twins:
-            parts["eval_fim"] = {
+        with uncompiled(compiled=self._compiled):
+            sources = self._evaluate_share(self.eval_dataset)
+            twins = {
                 order: total(self._evaluate_share(twin).values()).report()
                 for order, twin in self._held_out.twins.items()
             }
+        result = total(sources.values())
+        parts: dict[str, Any] = {f"eval_{name}": number for name, number in result.report().items()}
+        parts["eval_sources"] = {name: loss.report() for name, loss in sources.items()}
+        if twins:
+            parts["eval_fim"] = twins
         self._meter.evaluated(step, result.loss, result.tokens, parts)
         self._meter.mark()
         self._heartbeat.beat(f"in step {step + 1}")

@@ -40,6 +40,7 @@ from pipelines.training.checkpoints import (
     step_of,
 )
 from pipelines.training.collate import PackedDataset, PassedDataset
+from pipelines.training.compiled import compile_training
 from pipelines.training.deepspeed_config import disable_compiled_ops
 from pipelines.training.environment import hardware_of, leave_group
 from pipelines.training.finish import METRICS, commit_model, finish
@@ -95,6 +96,7 @@ def train(run: Run, dataset_dir: Path, tokenizer_dir: Path) -> None:
         pad_id=tokenizer.pad_token_id,
         held_out=HeldOut.of(dataset_dir, tokenizer, rehash=local_rank == 0),
         head_loss=head_loss,
+        compiled_for=compile_training(model, recipe, train_rows),
         policy=Policy(
             recipe.training.save_total_limit, recipe.training.load_best_model_at_end, layout
         ),

@@ -333,6 +333,7 @@ def test_a_gpu_is_chosen_and_its_memory_managed_as_the_user_says():
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1", "CUDA_LAUNCH_BLOCKING": "1",
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "TORCHINDUCTOR_CACHE_DIR": "inductor",
     }  # fmt: skip
 
     found = child_environment(make_recipe(), load_hardware("gpu"), given)
