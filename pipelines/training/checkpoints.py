@@ -139,7 +139,8 @@ def check_layout(folder: Path, now: Layout) -> None:
     sharded = before.strategy != "ddp" or now.strategy != "ddp"
     made = f"{folder} was made by {before.strategy} on {before.world_size} process(es)"
     weights = (
-        f"or begin anew from its weights: model.model_name_or_path={folder} in a new recipe"
+        f"or begin anew from its weights: model.model_name_or_path={folder} and "
+        f"tokenizer.name_or_path={_tokenizer_of(folder)} in a new recipe"
         if (folder / "config.json").is_file()
         else "or begin anew with training.resume_from_checkpoint=false"
     )
@@ -158,6 +159,16 @@ def check_layout(folder: Path, now: Layout) -> None:
             "gradient_accumulation_steps x processes to "
             f"{before.rows_per_step}, {weights}"
         )
+
+
+def _tokenizer_of(folder: Path) -> str:
+    """Return the tokenizer's folder of a checkpoint's run, which a checkpoint does not hold."""
+    run = folder.absolute().parents[1]
+    try:
+        stages = json.loads((run / "run.json").read_text(encoding="utf-8"))["stages"]
+        return str(run.parents[1] / "store" / stages["tokenizer"]["folder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "(the run's tokenizer)"
 
 
 def remove_incomplete(root: Path) -> list[str]:

@@ -228,12 +228,17 @@ def test_the_same_layout_or_ddp_with_as_many_rows_a_step_goes_on(before, now, tm
     ],
 )
 def test_another_layout_is_refused_with_the_way_out(before, now, texts, tmp_path):
-    folder = placed(tmp_path, *before)
+    folder = placed(tmp_path / "runs" / "one" / "checkpoints", *before)
+    stages = {"tokenizer": {"folder": "tokenizer/0123"}}
+    (folder.parents[1] / "run.json").write_text(json.dumps({"stages": stages}))
+    weights = (
+        f"begin anew from its weights: model.model_name_or_path={folder} and "
+        f"tokenizer.name_or_path={folder.parents[3] / 'store' / 'tokenizer' / '0123'}"
+    )
 
     with pytest.raises(TrainingError) as error:
         check_layout(folder, Layout(*now))
 
-    weights = f"begin anew from its weights: model.model_name_or_path={folder}"
     assert all(text in str(error.value) for text in [str(folder), *texts, weights])
     (folder / "config.json").unlink()  # an adapter alone is no model
     with pytest.raises(TrainingError, match="resume_from_checkpoint=false"):
