@@ -114,6 +114,10 @@ ARMS = {
             "1b-starloom", "starloom: what `starloom run` trains with", "1b", rows=16,
             accumulation=2, loop="starloom", dropout=0.0, seconds=120,
         ),
+        Arm(
+            "1b-starloom-compile", "starloom with `training.torch_compile: true`", "1b", rows=16,
+            accumulation=2, loop="starloom", compiled=True, dropout=0.0, seconds=180,
+        ),
         *_LORA,
         Arm(
             "15b-script", "seed's script: padded to the longest, 4 documents", "15b", rows=4,

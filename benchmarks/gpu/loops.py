@@ -12,7 +12,13 @@ import torch
 
 from benchmarks.gpu.arms import Arm
 from benchmarks.gpu.documents import PAD, Documents, pad_documents
-from benchmarks.gpu.models import LEARNING_RATE, WEIGHT_DECAY, Optimizer, computing
+from benchmarks.gpu.models import (
+    CPU_BACKEND,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Optimizer,
+    computing,
+)
 from benchmarks.gpu.windows import Windows
 from pipelines.training.collate import Collator, FlatShape
 from pipelines.training.head_loss import HeadLoss
@@ -152,7 +158,7 @@ def train_starloom(arm: Arm, documents: Documents, windows: Windows) -> Any:
     from transformers import TrainerCallback
 
     from benchmarks.gpu.runs import make_run
-    from pipelines.training import trainer
+    from pipelines.training import compiled, trainer
 
     class Steps(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -172,6 +178,8 @@ def train_starloom(arm: Arm, documents: Documents, windows: Windows) -> Any:
 
     models: list[Any] = []
     on_cpu = arm.shape == "tiny"
+    if on_cpu:
+        compiled.BACKEND = CPU_BACKEND
     os.environ |= ONE_RANK
     trainer.PackedTrainer = Measured
     trainer.disable_compiled_ops = lambda: None  # DeepSpeed's; it is not installed, nor used

@@ -10,6 +10,7 @@ from pipelines.training import varlen
 
 TARGETS = ["c_attn", "c_proj", "c_fc"]
 LEARNING_RATE, WEIGHT_DECAY = 2e-5, 0.1
+CPU_BACKEND = "aot_eager"  # of torch.compile in a dry run: it needs no compiler
 
 
 def build_model(arm: Arm, device: torch.device) -> Any:
@@ -50,7 +51,7 @@ def add_adapter(model: Any, arm: Arm) -> Any:
 def compile_blocks(model: Any, device: torch.device) -> None:
     """Compile each block for itself: all share one compilation, in seconds instead of minutes."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    backend = "inductor" if device.type == "cuda" else "aot_eager"
+    backend = "inductor" if device.type == "cuda" else CPU_BACKEND
     for block in base.transformer.h:
         block.compile(backend=backend, dynamic=False)
 

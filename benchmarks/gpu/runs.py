@@ -62,6 +62,7 @@ def make_recipe(arm: Arm, *, on_cpu: bool) -> Recipe:
             "training.logging_steps": 10,
             "training.eval_steps": 10**6,
             "training.save_steps": 10**6,
+            "training.torch_compile": arm.compiled,
             "hardware": "cpu" if on_cpu else "gpu",
         },
     )

@@ -15,6 +15,7 @@ import torch
 from benchmarks.gpu import arms, run, windows
 from benchmarks.gpu import measure as process
 from benchmarks.gpu.documents import PAD, Documents, pad_documents
+from benchmarks.gpu.runs import make_recipe
 from benchmarks.gpu.table import render
 
 FOREVER = float("inf")
@@ -198,6 +199,14 @@ def test_each_arm_changes_something_and_has_a_name_and_title_of_its_own():
     assert len({arm.title for arm in found}) > len(found) - 3  # both models have some lines alike
     settings = [json.dumps({**asdict(arm), "name": "", "title": "", "seconds": 0}) for arm in found]
     assert len(set(settings)) == len(found)
+
+
+def test_starloom_is_measured_as_it_is_and_with_its_own_key_for_torch_compile():
+    plain, fast = (arms.ARMS[name] for name in ("1b-starloom", "1b-starloom-compile"))
+    unlike = {"name", "title", "seconds", "compiled"}
+    assert {key for key, value in asdict(plain).items() if asdict(fast)[key] != value} == unlike
+    keys = [make_recipe(arm, on_cpu=False).training.torch_compile for arm in (plain, fast)]
+    assert keys == [False, True]
 
 
 @pytest.fixture(scope="module")
