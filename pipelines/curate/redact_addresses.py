@@ -47,7 +47,7 @@ VERSION = re.compile(
     r"|\bclause|\bappendix|requires?|\bstep|\bparagraph)$",
     re.IGNORECASE,
 )
-PINNED = re.compile(r"(?:[=~>!]=|[\^~])\s?[\"']?$|[a-zA-Z][-_]v?$|@v$")
+PINNED = re.compile(r"(?:[=~>!]=|[\^~])\s?[\"']?$|[a-zA-Z][-_]v?$|@v$|##\s\[?$")
 PUNCTUATION = " \t\"'=:()[]<>~^!,*`"
 WORD_CHARS = 14
 NETWORK = re.compile(
@@ -81,11 +81,16 @@ def _after_escape(text: str, at: int, name: str) -> str:
 
 
 def _is_address(name: str, domain: str) -> bool:
+    if name.lower() in NO_PERSON or not any(map(str.isalnum, name)) or name.endswith("."):
+        return False
+    return _is_domain(domain)
+
+
+@lru_cache(4096)
+def _is_domain(domain: str) -> bool:
     lower = domain.lower()
     labels = lower.split(".")
     top = labels[-1]
-    if name.lower() in NO_PERSON or not any(map(str.isalnum, name)) or name.endswith("."):
-        return False
     if not (domain.rpartition(".")[2] in {top, top.upper()} and NOBODY.fullmatch(lower) is None):
         return False
     if top in EXTENSIONS:
@@ -139,12 +144,13 @@ def _is_version(text: str, start: int, end: int) -> bool:
     `release 4.2.1.8`, `foo==1.2.3.4`, `foo-1.2.3.4.tar.gz` and `1.2.3.4`, not `ping 1.1.1.1`.
     """
     before = text[max(0, start - CONTEXT_CHARS) : start]
+    if end - start == 7 and not NETWORK.search(before):
+        return True
     word = before.rstrip(PUNCTUATION)[-WORD_CHARS:]
     if (word and not word[-1].isdigit() and VERSION.search(word)) or PINNED.search(before[-4:]):
         return True
-    if before[-1:] == "/" and before[-2:-1].isalnum() and text[end : end + 1] != ":":
-        return True  # a product in a user agent
-    return end - start == 7 and not NETWORK.search(before)
+    # A product in a user agent.
+    return before[-1:] == "/" and before[-2:-1].isalnum() and text[end : end + 1] != ":"
 
 
 def find_ipv6(text: str) -> Iterator[Edit]:

@@ -56,7 +56,7 @@ _KEY_NAME = re.compile(
 )
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z_.]*[0-9]?")
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_BEFORE = re.compile(r"[\w.\-]*$")
+_BEFORE = re.compile(r"[\w.\-]*")  # on a slice of NAME_CHARS, reversed
 _AUTHORIZATION = re.compile(
     r"(?:bearer|basic|token)\s{1,3}(?P<bare>[A-Za-z0-9+/=_\-.~]{16,1024})(?![A-Za-z0-9])",
     re.IGNORECASE,
@@ -73,11 +73,14 @@ def find_passwords(text: str, lower: str) -> Iterator[Edit]:
     for start in _positions(lower, PASSWORD_PARTS):
         part = 4 if lower[start] == "p" and lower[start + 1] == "a" else 3
         found = _PASSWORD_VALUE.match(text, start + part)
-        if found is None or not _is_named(text, start, found):
+        if found is None:
             continue
         group = "quoted" if found["quoted"] is not None else "bare"
+        # Values first, which are remembered: looking at a name costs more.
+        if not is_password(found[group]) or not _is_named(text, start, found):
+            continue
         name = _name_before(text, start) + text[start : found.start("link")]
-        if _PASS_NAME.search(_words(name)) and is_password(found[group]):
+        if _PASS_NAME.search(_words(name)):
             yield Edit(*found.span(group), "password", PASSWORD)
 
 
@@ -144,8 +147,8 @@ def _words(name: str) -> str:
 
 
 def _name_before(text: str, start: int) -> str:
-    found = _BEFORE.search(text[max(0, start - NAME_CHARS) : start])
-    return found[0] if found else ""
+    found = _BEFORE.match(text[max(0, start - NAME_CHARS) : start][::-1])
+    return found[0][::-1] if found else ""
 
 
 def _is_named(text: str, start: int, found: re.Match[str]) -> bool:

@@ -5,6 +5,7 @@ Time is linear in the text; where no rule's literal occurs it is that of searchi
 
 import ast
 import io
+import re
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -19,7 +20,12 @@ ALL_KINDS = KEY_KINDS | {"pem", "url_credentials", "password", "secret", "email"
 MASK_READ = 1000
 MASK_CHARS = 80
 
-_CODE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Call)
+# No call: "Contact (bob@corp.com)" parses as one.
+_CODE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+# What every one of them is written with. Parsing a text costs more than the search for secrets.
+_CODE_WORD = re.compile(r"\b(?:def|class|import)\b")
+# What holds more secrets than this is data, and redacted whether it parses then or not.
+_MOST_SPARED = 500
 _QUOTED_TOKENS = {tokenize.STRING, tokenize.COMMENT}
 _ONE_BY_ONE = 50
 
@@ -27,8 +33,8 @@ _ONE_BY_ONE = 50
 def find_edits(text: str, kinds: frozenset[str], *, python: bool = False) -> list[Edit]:
     """Return what to replace in a text, in order and apart from each other.
 
-    `python` says that the text is Python; else that is asked of what parses and defines, imports or
-    calls something, and of fenced blocks that are called Python.
+    `python` says that the text is Python; else that is asked of what parses and defines or imports
+    something, and of fenced blocks that are called Python.
     """
     edits = _settle(_find_all(text, kinds))
     if not edits:
@@ -93,17 +99,16 @@ def _spare_code(text: str, edits: list[Edit], start: int, end: int, *, certain: 
     if all(_is_comment(text, edit) for edit in inside):
         return edits
     source = text[start:end]
-    local = [edit._replace(start=edit.start - start, end=edit.end - start) for edit in inside]
+    if len(inside) > _MOST_SPARED or not (certain or _CODE_WORD.search(source)):
+        return edits
+    local = [_shift(edit, -start) for edit in inside]
     if _parse(redact(source, local)) is not None:
         return edits
     tree = _parse(source)
     if tree is None or not (certain or any(isinstance(node, _CODE) for node in ast.walk(tree))):
         return edits
-    fine = {
-        edit._replace(start=edit.start + start, end=edit.end + start)
-        for edit in _quoted(source, local)
-    }
-    return [edit for edit in edits if edit in fine or edit not in inside]
+    spared = set(inside) - {_shift(edit, start) for edit in _quoted(source, local)}
+    return [edit for edit in edits if edit not in spared]
 
 
 def _is_comment(text: str, edit: Edit) -> bool:
@@ -115,16 +120,28 @@ def _is_comment(text: str, edit: Edit) -> bool:
 def _quoted(source: str, edits: list[Edit]) -> Sequence[Edit]:
     """Return the edits inside of strings and comments that leave the source parsing."""
     spans = list(_quoted_spans(source))
-    kept, number = [], 0
+    held: dict[tuple[int, int], list[Edit]] = {}
+    number = 0
     for edit in edits:
         while number < len(spans) and spans[number][1] < edit.end:
             number += 1
         if number < len(spans) and spans[number][0] <= edit.start:
-            kept.append(edit)
-    if _parse(redact(source, kept)) is None:
-        # Expressions inside of f-strings. Rare, so that a few parses cost nothing.
-        kept = [edit for edit in kept[:_ONE_BY_ONE] if _parse(redact(source, [edit])) is not None]
+            held.setdefault(spans[number], []).append(edit)
+    kept = [edit for inside in held.values() for edit in inside]
+    if not kept or _parse(redact(source, kept)) is not None:
+        return kept
+    # Expressions inside of f-strings. Rare, so that a few parses cost nothing.
+    kept = [
+        edit
+        for (start, end), inside in held.items()
+        for edit in inside[:_ONE_BY_ONE]
+        if _parse(redact(source[start:end], [_shift(edit, -start)])) is not None
+    ]
     return kept if _parse(redact(source, kept)) is not None else ()
+
+
+def _shift(edit: Edit, by: int) -> Edit:
+    return edit._replace(start=edit.start + by, end=edit.end + by)
 
 
 def _quoted_spans(source: str) -> Iterator[tuple[int, int]]:

@@ -85,6 +85,8 @@ def test_the_real_tokenizers_know_no_placeholder_but_as_what_it_is(real_data):
 
 ATTACKS = [
     *sorted({anchor for rule in RULES for anchor in rule.anchors}),
+    "bob@corp.com,", "f(bob@corp.com)\n", "f(f'{bob@corp.com}')\n", "a@b.c", "password=a1b2c3d4\n",
+    "--password ", "PRIVATE KEY",
     "@", "a@", "a@b.", "x@a.a.a.a.a.a.a.", "a.b-c@d-e.", "1.1.1.1 ", "1.1.", "2001:", "2001::",
     "2001:0:", "::", "password=", "password: ", 'password="', "pass(", "token=", "api_key: ",
     "key", "bearer ", "authorization: basic ", "://", "://a:b", "://a:bbb@", "eyJaaaaaaaaaa.",
@@ -123,12 +125,14 @@ def test_time_grows_with_the_length_of_a_text_and_not_faster(attack):
         ("is no -----BEGIN PRIVATE KEY at all", "is no -----BEGIN PRIVATE KEY at all"),
         ("ssh root@64.229.150.191", "ssh root@<IP_ADDRESS>"),
         ("ftp://bob:hunter22@64.229.150.191/", "ftp://bob:<PASSWORD>@<IP_ADDRESS>/"),
+        ("## [64.2.15.9] - today", "## [64.2.15.9] - today"),
         ("lib-64.2.15.9.tar and lib@v64.2.15.9", "lib-64.2.15.9.tar and lib@v64.2.15.9"),
         (
             "sk-None-CFHIv16SVpSW0Fwxz07MT3BlbkFJtXZJTVXJiJGw8WGiPBSo",
             "<KEY>",
         ),
         ("Mail bob@corp.com, or ring.", "Mail <EMAIL>, or ring."),
+        ("Contact (bob@corp.com)", "Contact (<EMAIL>)"),
         ('{"password": "hunter2", "ip": "93.184.216.34"}',
          '{"password": "<PASSWORD>", "ip": "<IP_ADDRESS>"}'),
     ],
