@@ -65,10 +65,10 @@ class Dedup(Section):
 class Decontamination(Section):
     """Records that hold a benchmark's texts go. `against` lists files, or folders of them.
 
-    A .jsonl (.jsonl.gz), .json or .parquet file has one problem per row, a .txt file one text per
-    line, any other file is one text. A text is found where a record has `coverage` of its n-grams
-    of `ngram` words; one of fewer words is found as a whole; numbers alone and what has fewer
-    than `min_words` words are not looked for.
+    A .jsonl (.jsonl.gz), .json, .parquet, .csv or .tsv file has one problem per row, a .txt file
+    one text per line, any other file is one text. A text is found where a record has `coverage` of
+    its n-grams of `ngram` words; one of fewer words is found as a whole; numbers alone and what has
+    fewer than `min_words` words are not looked for.
     """
 
     against: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ Every text of a problem counts by itself (prompt, solution, tests, answers), and
 solution together, so that a problem with two short texts is found, too.
 """
 
+import csv
 import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +23,10 @@ PAIRS = (
     ("text", "code"),
     ("question", "answer"),
     ("instruction", "output"),
+    ("Question", "Best Answer"),
 )
-ROW_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+ROW_ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".csv", ".tsv")
+TABLES = {".csv": ",", ".tsv": "\t"}
 
 
 class Item(NamedTuple):
@@ -45,7 +48,7 @@ def find_lists(against: Sequence[str]) -> list[Path]:
         if not files:
             raise SourceError(
                 f"curation.decontaminate.against.{number}: {path}: no such file, or a folder "
-                "without files; name a .jsonl, .json, .parquet or .txt file, or a folder of them"
+                "without files; name a .jsonl, .json, .parquet, .csv or .txt file, or a folder"
             )
         found += files
     return found
@@ -81,6 +84,9 @@ def _read_rows(path: Path) -> Iterator[Any]:
         except pa.ArrowException as error:
             raise SourceError(f"{path}: not a Parquet file that can be read ({error})") from error
         return
+    if path.suffix in TABLES:
+        yield from _read_table(path)
+        return
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError) as error:
@@ -97,6 +103,19 @@ def _read_rows(path: Path) -> Iterator[Any]:
                 "again"
             ) from error
         yield from value if isinstance(value, list) else [value]
+
+
+def _read_table(path: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of a table with a header; what is beyond the header's columns is left out."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for row in csv.DictReader(file, delimiter=TABLES[path.suffix]):
+                yield {name: value for name, value in row.items() if name and value}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"{path}: not a table in UTF-8 with a header ({error}); a benchmark must be whole, "
+            "fetch it again"
+        ) from error
 
 
 def _row_items(name: str, number: int, row: Any) -> Iterator[Item]:

@@ -1,5 +1,6 @@
 """Texts of benchmarks are found in records, however spaced, and clean code is left alone."""
 
+import csv
 import gzip
 import json
 import os
@@ -188,11 +189,16 @@ def test_lists_of_every_format_give_the_same_texts(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     (tmp_path / "a.json").write_text(json.dumps(problems))
     pq.write_table(pa.Table.from_pylist(problems), tmp_path / "a.parquet")
+    for name, delimiter in (("a.csv", ","), ("a.tsv", "\t")):
+        with (tmp_path / name).open("w", newline="") as file:
+            table = csv.DictWriter(file, list(problems[0]), delimiter=delimiter)
+            table.writeheader()
+            table.writerows(problems)
 
     found = [list(read_items(path)) for path in sorted(tmp_path.glob("a.*"))]
 
-    assert len(found) == 4
-    assert found[0] == found[1] == found[2] == found[3]
+    assert len(found) == 6
+    assert all(items == found[0] for items in found)
     assert [item.field for item in found[0]][:5] == [
         "task_id", "prompt", "canonical_solution", "entry_point", "prompt+canonical_solution",
     ]  # fmt: skip
@@ -234,6 +240,7 @@ def test_changed_lists_change_the_key_and_no_list_keeps_every_byte(tmp_path):
     [
         ("cut.jsonl", b'{"prompt": "a"}\n{"prompt": ', "cut.jsonl, line 2: not JSON"),
         ("latin.txt", b"caf\xe9", "latin.txt: a benchmark must be UTF-8 text"),
+        ("latin.csv", b"Question\ncaf\xe9", "latin.csv: not a table in UTF-8 with a header"),
         ("no.parquet", b"PAR1 not", "no.parquet: not a Parquet file"),
         ("cut.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:20], "damaged gzip file"),
     ],
