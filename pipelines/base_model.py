@@ -74,7 +74,7 @@ def model_problems(recipe: Recipe, *, weights: bool = True) -> list[str]:
     if name is None:
         return []
     if Path(name).expanduser().is_dir():
-        return _folder_problems(Path(name).expanduser())
+        return _folder_problems(Path(name).expanduser()) + foreign_tokenizer(recipe)
     if name.startswith((".", "/", "~")):
         return [f"model.model_name_or_path: no folder {name!r}"]
     local = "or set model.model_name_or_path to a local folder, or try `--smoke`"
@@ -83,7 +83,7 @@ def model_problems(recipe: Recipe, *, weights: bool = True) -> list[str]:
         return _hub_problems("model", name, revision, local)
     missing = _missing_weights(name, revision)
     if not missing:
-        return []
+        return foreign_tokenizer(recipe)
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
     return _hub_problems(f"{missing[0]}{more} of model", name, revision, local)
 
@@ -167,13 +167,40 @@ def _hub_problems(what: str, name: str, revision: str | None, local: str) -> lis
     return []
 
 
+def foreign_tokenizer(recipe: Recipe) -> list[str]:
+    """Say that the recipe's tokenizer is not the one its base model was trained with.
+
+    Some tokens more are fine, as `find_new_ids` of training has it. Nothing is said where one of
+    both is not here.
+    """
+    name, given = recipe.model.model_name_or_path, recipe.tokenizer.name_or_path
+    base = _token_ids(name, recipe.model.revision) if name else None
+    if base is None or given == name:
+        return []
+    if recipe.tokenizer.train_vocab_size:
+        which = "tokenizer.train_vocab_size: the ids of a tokenizer trained on your data"
+    else:
+        ids = _token_ids(given, None) if given else None
+        if ids is None or 2 * sum(base.get(t) != i for t, i in ids.items()) <= len(ids):
+            return []
+        which = f"tokenizer.name_or_path {given!r}: most of its ids"
+    own = "use the model's own tokenizer (leave the section `tokenizer` out)"
+    return [f"{which} mean something else to the weights of {name!r}; {own}"]
+
+
 def _vocabulary(recipe: Recipe) -> int | None:
     """Return the number of ids of a given tokenizer's file, None where it is not here."""
     name = recipe.tokenizer.name_or_path
-    path = find_file(name, None, TOKENIZER_FILE) if name else None
+    ids = _token_ids(name, None) if name else None
+    return max(ids.values()) + 1 if ids else None
+
+
+def _token_ids(name: str, revision: str | None) -> dict[str, int] | None:
+    """Return the ids of a tokenizer's file, None where it is not here or of another form."""
+    path = find_file(name, revision, TOKENIZER_FILE)
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        ids = [*found["model"]["vocab"].values(), *(t["id"] for t in found["added_tokens"])]
-        return int(max(ids)) + 1
+        ids = found["model"]["vocab"] | {t["content"]: t["id"] for t in found["added_tokens"]}
+        return {str(token): int(i) for token, i in ids.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

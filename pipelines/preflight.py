@@ -131,12 +131,16 @@ def _in_one_line(found: Findings) -> str:
 
 def position_problems(recipe: Recipe, shape: Shape | None) -> list[str]:
     """Say that rows are longer than the base model's positions."""
-    block = recipe.tokenization.block_size
-    if shape is None or recipe.model.config is not None or block <= shape.positions:
+    block, name = recipe.tokenization.block_size, recipe.model.model_name_or_path
+    if name is None:
+        return []
+    config = {} if shape else find_config(name, recipe.model.revision) or {}
+    positions = shape.positions if shape else config.get("max_position_embeddings")
+    if not isinstance(positions, int) or block <= positions:
         return []
     problem = (
-        f"tokenization.block_size {block} is above the {shape.positions} positions of model "
-        f"{recipe.model.model_name_or_path!r}; set it to {shape.positions} or less"
+        f"tokenization.block_size {block} is above the {positions} positions of model "
+        f"{name!r}; set it to {positions} or less"
     )
     return [problem]
 

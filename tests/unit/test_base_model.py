@@ -1,11 +1,13 @@
 """The base model of a recipe as seen from outside."""
 
 import json
+import re
 
 import huggingface_hub
 import pytest
 
 from pipelines.base_model import model_problems
+from pipelines.preflight import position_problems
 from pipelines.recipe import load_recipe
 
 
@@ -79,3 +81,50 @@ def test_a_folder_that_lacks_some_of_its_shards_names_them(tmp_path):
 
     (problem,) = model_problems(recipe)
     assert "no b.safetensors, which model.safetensors.index.json names; copy or" in problem
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "problem"),
+    [
+        ({}, None),
+        ({"tokenizer.name_or_path": "more"}, None),
+        ({"tokenizer.name_or_path": "other"}, "tokenizer.name_or_path '.*other': most of its ids"),
+        ({"tokenizer.train_vocab_size": 600}, "train_vocab_size: the ids of a tokenizer trained"),
+    ],
+)
+def test_a_tokenizer_of_another_model_is_refused_before_any_work(tokenizer, problem, tmp_path):
+    words = {word: i for i, word in enumerate("abcdefgh")}
+    reverse = {word: 7 - i for word, i in words.items()}
+    for name, vocab, added in (
+        ("base", words, []),
+        ("more", words, ["<x>"]),
+        ("other", reverse, []),
+    ):
+        (tmp_path / name).mkdir()
+        tokens = [{"content": token, "id": 8 + i} for i, token in enumerate(added)]
+        text = json.dumps({"model": {"vocab": vocab}, "added_tokens": tokens})
+        (tmp_path / name / "tokenizer.json").write_text(text)
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_text("x")
+    changes = {
+        key: str(tmp_path / value) if isinstance(value, str) else value
+        for key, value in tokenizer.items()
+    }
+    base = {"model.model_name_or_path": str(tmp_path / "base")}
+    recipe = load_recipe("qwen-coder", overrides={**base, **changes})
+
+    found = model_problems(recipe)
+
+    assert len(found) == (problem is not None)
+    assert problem is None or re.search(problem, found[0])
+
+
+def test_a_block_above_the_positions_of_an_architecture_without_known_sizes_is_refused(tmp_path):
+    config = {"model_type": "gpt_neox", "max_position_embeddings": 320}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    base = {"model.model_name_or_path": str(tmp_path), "tokenization.block_size": 400}
+    recipe = load_recipe("qwen-coder", overrides=base)
+
+    (problem,) = position_problems(recipe, None)
+
+    assert problem.startswith("tokenization.block_size 400 is above the 320 positions of model")
