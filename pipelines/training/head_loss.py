@@ -208,9 +208,14 @@ def _apply(*arguments: Any) -> torch.Tensor:
 def _gathered(weights: list[Any]) -> contextlib.AbstractContextManager[None]:
     """Gather weights that ZeRO-3 has sharded; the head's own it gathers by itself.
 
-    Those of a layer inside the head are not its own: it is never called.
+    Those of a layer inside the head are not its own: it is never called. DeepSpeed notes that they
+    were used and from then on may gather them with the head; what it holds, it also lets go.
     """
-    sharded = [weight for weight in weights if hasattr(weight, "ds_id")]
+    sharded = [
+        weight
+        for weight in weights
+        if hasattr(weight, "ds_id") and not weight.ds_active_sub_modules
+    ]
     if not sharded:
         return contextlib.nullcontext()
     from deepspeed import zero

@@ -188,3 +188,12 @@ def test_without_targets_a_prepared_model_still_gives_logits():
     HeadLoss(model)
 
     assert torch.equal(model(torch.arange(9)[None], use_cache=False).logits, before)
+
+
+def test_weights_that_zero3_holds_for_the_head_already_are_not_gathered_and_let_go_again():
+    """DeepSpeed refuses to free what a layer in use holds."""
+    held = torch.nn.Parameter(torch.zeros(2))
+    held.ds_id, held.ds_active_sub_modules = 1, {178}
+
+    with head_loss._gathered([held, torch.nn.Parameter(torch.zeros(2))]) as gathered:
+        assert gathered is None
