@@ -59,7 +59,7 @@ class ServiceError(StarloomError):
     """The Prefect server, a worker or a port is not as needed."""
 
 
-def did_you_mean(value: str, known: Iterable[str]) -> str:
+def did_you_mean(value: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """Return ", did you mean 'x'?" for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(value, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(value, list(known), n=1, cutoff=cutoff)
     return f", did you mean {close[0]!r}?" if close else ""

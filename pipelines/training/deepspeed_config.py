@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.errors import RecipeError
+from pipelines.errors import RecipeError, did_you_mean
 from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
 
@@ -22,6 +22,19 @@ REFUSED = (
     "amp", "autotuning", "compression_training", "curriculum_learning", "data_efficiency",
     "elasticity", "fp16",
 )  # fmt: skip
+# Top-level keys of DeepSpeed 0.19, which passes over any other without a word.
+KEYS = {
+    *REFUSED, "activation_checkpointing", "aio", "bf16", "checkpoint", "comms_logger",
+    "communication_data_type", "compile", "csv_monitor", "data_types", "dataloader_drop_last",
+    "disable_allgather", "dump_state", "flops_profiler", "gradient_accumulation_steps",
+    "gradient_allreduce_op", "gradient_clipping", "gradient_predivide_factor", "hybrid_engine",
+    "load_universal_checkpoint", "memory_breakdown", "monitor_config", "nebula", "optimizer",
+    "pipeline", "prescale_gradients", "scheduler", "seq_parallel_communication_data_type",
+    "sparse_attention", "sparse_gradients", "steps_per_print", "tensor_parallel", "tensorboard",
+    "torch_autocast", "train_batch_size", "train_micro_batch_size_per_gpu",
+    "use_node_local_storage", "wall_clock_breakdown", "wandb", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer", "zero_optimization",
+}  # fmt: skip
 OFFLOADS = {"offload_optimizer": ("optimizer", "all"), "offload_param": ("all",)}
 
 
@@ -70,13 +83,20 @@ def deepspeed_problems(recipe: Recipe, hardware: Hardware) -> list[str]:
     given = hardware.deepspeed
     if given is None or hardware.strategy not in STAGES:
         return []
+    misspelt = [
+        f"hardware {recipe.hardware}: its DeepSpeed JSON has {key!r}, which DeepSpeed would pass "
+        f"over{hint}"
+        for key in given
+        if key not in KEYS and (hint := did_you_mean(key, KEYS, cutoff=0.8))
+    ]
     conflicts = [*_decided(recipe, hardware, given), *_optimizer(recipe, given), *_others(given)]
     if not conflicts:
-        return []
+        return misspelt
     return [
+        *misspelt,
         f"hardware {recipe.hardware}: its DeepSpeed JSON contradicts the recipe: "
         + ", ".join(conflicts)
-        + '. Take these fields out of the JSON (or set them to "auto"), or change the recipe'
+        + '. Take these fields out of the JSON (or set them to "auto"), or change the recipe',
     ]
 
 

@@ -110,7 +110,9 @@ class _Member:
             self._attempt.rdzv_id = rdzv_id(self._run, number)
             logger.info("train      attempt %d with node 0 at %s", number, self._node.endpoint)
             code = self._attempt.run()
-            logger.info("train      attempt %d ended here with exit code %d", number, code)
+            # Node 0 ends the ranks of others once its own are done.
+            how = "by node 0" if self._is_over() else f"here with exit code {code}"
+            logger.info("train      attempt %d ended %s", number, how)
             self._pulse.update(status="ended", code=code)
 
     def _is_over(self) -> bool:

@@ -225,6 +225,16 @@ def test_what_contradicts_the_recipe_is_refused_in_one_error_with_both_values():
 
 
 @pytest.mark.parametrize("scheduler", [{"type": "WarmupLR"}, {"type": "WarmupLR", "params": {}}])
+def test_a_misspelt_key_of_deepspeed_is_refused_and_one_it_may_know_is_taken():
+    given = {"schedular": {"type": "WarmupLR"}, "a_key_of_next_year": 1}
+    (problem,) = deepspeed_problems(load_recipe("oasst"), zero3(given))
+
+    assert problem == (
+        "hardware zero3: its DeepSpeed JSON has 'schedular', which DeepSpeed would pass over, "
+        "did you mean 'scheduler'?"
+    )
+
+
 def test_a_scheduler_is_refused_even_where_all_of_it_is_auto(scheduler):
     (problem,) = deepspeed_problems(load_recipe("oasst"), zero3({"scheduler": scheduler}))
     assert "which DeepSpeed's would override" in problem
