@@ -224,7 +224,6 @@ def test_what_contradicts_the_recipe_is_refused_in_one_error_with_both_values():
     assert launch_problems(recipe, zero3(given), here=False) == [text]
 
 
-@pytest.mark.parametrize("scheduler", [{"type": "WarmupLR"}, {"type": "WarmupLR", "params": {}}])
 def test_a_misspelt_key_of_deepspeed_is_refused_and_one_it_may_know_is_taken():
     given = {"schedular": {"type": "WarmupLR"}, "a_key_of_next_year": 1}
     (problem,) = deepspeed_problems(load_recipe("oasst"), zero3(given))
@@ -235,6 +234,7 @@ def test_a_misspelt_key_of_deepspeed_is_refused_and_one_it_may_know_is_taken():
     )
 
 
+@pytest.mark.parametrize("scheduler", [{"type": "WarmupLR"}, {"type": "WarmupLR", "params": {}}])
 def test_a_scheduler_is_refused_even_where_all_of_it_is_auto(scheduler):
     (problem,) = deepspeed_problems(load_recipe("oasst"), zero3({"scheduler": scheduler}))
     assert "which DeepSpeed's would override" in problem
