@@ -193,8 +193,8 @@ def _score_chunked(head: Any, states: torch.Tensor, targets: Targets) -> torch.T
     weight = layer.base_layer.weight
     rows = layer.trainable_tokens_delta[name]
     numbers = torch.tensor(layer.token_indices[name], device=states.device)
-    with _gathered([weight, rows]):
-        return _apply(states, weight, rows, numbers, targets)
+    _hold(head, [weight, rows])
+    return _apply(states, weight, rows, numbers, targets)
 
 
 def _apply(*arguments: Any) -> torch.Tensor:
@@ -205,23 +205,21 @@ def _apply(*arguments: Any) -> torch.Tensor:
     return loss
 
 
-def _gathered(weights: list[Any]) -> contextlib.AbstractContextManager[None]:
-    """Gather weights that ZeRO-3 has sharded; the head's own it gathers by itself.
+def _hold(head: Any, weights: list[Any]) -> None:
+    """Let ZeRO-3 gather these weights with the head, forward and backward, as it does the head's.
 
-    Those of a layer inside the head are not its own: it is never called. DeepSpeed notes that they
-    were used and from then on may gather them with the head; what it holds, it also lets go.
+    Those of a layer inside the head are not its own: that layer is never called.
     """
-    sharded = [
-        weight
-        for weight in weights
-        if hasattr(weight, "ds_id") and not weight.ds_active_sub_modules
-    ]
+    sharded = [weight for weight in weights if hasattr(weight, "ds_id")]
     if not sharded:
-        return contextlib.nullcontext()
+        return
     from deepspeed import zero
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-    gathered: contextlib.AbstractContextManager[None] = zero.GatheredParameters(sharded)
-    return gathered
+    for weight in sharded:
+        zero.register_external_parameter(head, weight)
+        if weight.ds_status == ZeroParamStatus.NOT_AVAILABLE:  # the first time
+            weight.all_gather()
 
 
 def _score_fused(head: Any, states: torch.Tensor, targets: Targets) -> torch.Tensor:

@@ -190,10 +190,21 @@ def test_without_targets_a_prepared_model_still_gives_logits():
     assert torch.equal(model(torch.arange(9)[None], use_cache=False).logits, before)
 
 
-def test_weights_that_zero3_holds_for_the_head_already_are_not_gathered_and_let_go_again():
-    """DeepSpeed refuses to free what a layer in use holds."""
-    held = torch.nn.Parameter(torch.zeros(2))
-    held.ds_id, held.ds_active_sub_modules = 1, {178}
+def test_zero3_gathers_the_weights_of_a_layer_inside_the_head_with_the_head(monkeypatch):
+    from deepspeed import zero
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
-    with head_loss._gathered([held, torch.nn.Parameter(torch.zeros(2))]) as gathered:
-        assert gathered is None
+    registered, gathered = [], []
+    monkeypatch.setattr(zero, "register_external_parameter", lambda *pair: registered.append(pair))
+    head = torch.nn.Linear(2, 2)
+    sharded, here, whole = (torch.nn.Parameter(torch.zeros(2)) for _ in range(3))
+    for weight, status in ((sharded, "NOT_AVAILABLE"), (here, "AVAILABLE")):
+        weight.ds_id, weight.ds_status = 1, ZeroParamStatus[status]
+        weight.all_gather = lambda weight=weight: gathered.append(weight)
+
+    head_loss._hold(head, [sharded, here, whole])
+
+    assert [(module, id(weight)) for module, weight in registered] == [
+        (head, id(sharded)), (head, id(here))
+    ]  # fmt: skip
+    assert [id(weight) for weight in gathered] == [id(sharded)]
