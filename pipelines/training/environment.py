@@ -66,9 +66,14 @@ def needs_hub(recipe: Recipe) -> bool:
     return name is not None and not Path(name).exists()
 
 
-def keeps_memory(recipe: Recipe) -> bool:
-    """Return whether training on CPU keeps freed tensors: not with adapters or recomputation."""
-    return recipe.adapter is None and not recipe.training.gradient_checkpointing
+def keeps_memory(recipe: Recipe, hardware: Hardware) -> bool:
+    """Return whether training on CPU keeps freed tensors: whole models on ranks without ZeRO.
+
+    The quickstart, ZeRO-2 on two ranks, took 69 CPU s for 30 steps where they were kept and 71
+    where they went back, and a larger model 2.59 GiB where 1.72 were needed.
+    """
+    plain = recipe.adapter is None and not recipe.training.gradient_checkpointing
+    return plain and not hardware.strategy.startswith("zero")
 
 
 def leave_group(hardware: Hardware) -> None:
@@ -109,7 +114,7 @@ def child_environment(
         environment["HF_HUB_OFFLINE"] = "1"
     if hardware.device == "cpu":
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        environment |= KEEP_MEMORY if keeps_memory(recipe) else RETURN_MEMORY
+        environment |= KEEP_MEMORY if keeps_memory(recipe, hardware) else RETURN_MEMORY
         if hardware.num_nodes == 1:
             # Otherwise gloo asks the resolver for this host's name, which may not exist.
             environment["GLOO_SOCKET_IFNAME"] = "lo"

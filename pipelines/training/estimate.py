@@ -146,7 +146,7 @@ def _moment(job: _Job, moment: str, *, gradients: float = 0.0, activations: floa
     weights, optimizer = _weights(job), _optimizer(job)
     if on_cuda:
         framework += CUDA_FRAGMENTS * (activations + logits + buffers)
-    elif keeps_memory(job.recipe):
+    elif keeps_memory(job.recipe, job.hardware):
         held = weights + optimizer + gradients + activations + logits + buffers
         buffers += CPU_FRAGMENTS * held
     return Memory(weights, gradients, optimizer, activations, logits, buffers, framework,

@@ -24,8 +24,8 @@ SCHEMA = pa.schema(
 )
 
 
-def write_tokenizer(folder):
-    """Write a byte-level tokenizer of 300 ids with StarCoder's control tokens."""
+def write_tokenizer(folder, new_tokens=()):
+    """Write a byte-level tokenizer of 300 ids with StarCoder's control tokens, and new ones."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -39,7 +39,7 @@ def write_tokenizer(folder):
         bos_token="<|endoftext|>",
         eos_token="<|endoftext|>",
         pad_token="<fim_pad>",
-        extra_special_tokens=SPECIAL[1:4],
+        extra_special_tokens=[*SPECIAL[1:4], *new_tokens],
     ).save_pretrained(folder)
     return folder
 
@@ -80,7 +80,7 @@ def write_shard(inputs, output, params):
     return Outcome(counts, sum(len(row["input_ids"]) for row in rows), trained)
 
 
-def build_stages(store, train=40, validation=9):
+def build_stages(store, train=40, validation=9, new_tokens=()):
     """Build the two stages that training reads; return {name: reference}."""
 
     def pack(work):
@@ -94,7 +94,7 @@ def build_stages(store, train=40, validation=9):
         return Built(tuple(reports))
 
     def tokenizer(work):
-        folder = write_tokenizer(work.path / "made")
+        folder = write_tokenizer(work.path / "made", new_tokens)
 
         def copy(inputs, output, params):
             output.write_bytes((folder / params["name"]).read_bytes())
@@ -109,7 +109,7 @@ def build_stages(store, train=40, validation=9):
 
     spec = {"train": train, "validation": validation}
     return {
-        "tokenizer": store.build(StageSpec("tokenizer", {}, ""), tokenizer),
+        "tokenizer": store.build(StageSpec("tokenizer", {"new": new_tokens}, ""), tokenizer),
         "pack": store.build(StageSpec("pack", spec, ""), pack),
     }
 
@@ -131,10 +131,11 @@ def make_recipe(**overrides):
     return load_recipe("quickstart", overrides=values | changes)
 
 
-def make_run(root, recipe=None, **hardware):
+def make_run(root, recipe=None, new_tokens=(), **hardware):
     """Return (run, store) ready to train; `hardware` changes fields of the run's hardware."""
     store = Store(root / "store")
-    run = open_run(recipe or make_recipe(), build_stages(store), root / "runs")
+    refs = build_stages(store, new_tokens=new_tokens)
+    run = open_run(recipe or make_recipe(), refs, root / "runs")
     info = run.info()
     info["key_parts"]["hardware"] |= hardware
     run.write("run.json", info)

@@ -14,6 +14,7 @@ from pipelines.training.collate import PackedDataset
 from pipelines.training.launch import launch
 from pipelines.training.loss import evaluate_loss
 from pipelines.training.models import build_model, load_trained
+from tests.assets.tiny_models import NEW_TOKENS, write_base_model
 from tests.assets.training_runs import make_recipe, make_run, write_tokenizer
 from tests.system.test_training import LARGER, LORA, last_step, outcome, processes_of, ranks_of
 
@@ -27,6 +28,8 @@ LAYOUTS = {
     "zero3": {"strategy": "zero3", **TWO},
     "ddp-lora": {"strategy": "ddp", **TWO},
     "zero3-lora": {"strategy": "zero3", **TWO},
+    # DeepSpeed gathers the head for PEFT, which trains some of its rows, and for the loss.
+    "zero3-lora-untied": {"strategy": "zero3", **TWO, "new_tokens": NEW_TOKENS},
 }
 ROWS, EPOCHS, ROWS_PER_STEP = 40, 2, 4
 STEPS = ROWS * EPOCHS // ROWS_PER_STEP
@@ -44,9 +47,12 @@ def recipe_of(root, layout="ddp", **changes):
         "training__eval_steps": 10,
         "training__save_steps": 3,
     }
-    if layout.endswith("lora"):
+    if "lora" in layout:
         base = root / "base"
-        if not base.exists():
+        untied = layout.endswith("untied")
+        if not base.exists() and untied:
+            write_base_model(base, "llama")
+        elif not base.exists():
             write_tokenizer(base)
             build_model(make_recipe(**values), base).save_pretrained(base)
         del values["model__config"], values["model__dropout"]
@@ -54,6 +60,9 @@ def recipe_of(root, layout="ddp", **changes):
             "model_name_or_path": str(base), "dtype": "float32", "dropout": 0.1
         }  # fmt: skip
         values["adapter"] = LORA | {"lora_dropout": 0.1}
+        if untied:
+            values["adapter"]["target_modules"] = "all-linear"
+            values["model"]["dropout"] = 0.0  # Llama has none
     return make_recipe(**values | changes)
 
 

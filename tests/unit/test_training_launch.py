@@ -17,6 +17,7 @@ from pipelines.training.deepspeed_config import deepspeed_config
 from pipelines.training.environment import (
     GROUP,
     KEEP_MEMORY,
+    RETURN_MEMORY,
     child_environment,
     hardware_of,
     leave_group,
@@ -288,20 +289,25 @@ def test_the_environment_is_an_allow_list_with_one_thread_per_rank():
         "PATH": "/bin", "HOME": "/h", "LC_ALL": "C", "HF_HOME": "/hf", "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
         "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu",
-        "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo", **KEEP_MEMORY,
+        "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo", **RETURN_MEMORY,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "strategy"),
     [
-        {"adapter": {"r": 4, "target_modules": ["c_attn"]}},
-        {"training__gradient_checkpointing": True},
+        ({"adapter": {"r": 4, "target_modules": ["c_attn"]}}, "ddp"),
+        ({"training__gradient_checkpointing": True}, "ddp"),
+        ({}, "zero2"),
+        ({}, "zero3"),
     ],
 )
-def test_large_tensors_go_back_to_the_kernel_where_gaps_between_small_ones_are_lost(changes):
+def test_large_tensors_go_back_to_the_kernel_where_gaps_between_small_ones_are_lost(
+    changes, strategy
+):
     """glibc 2.36 took 2.0 GiB for 0.7 GiB of tensors (LoRA with recomputation)."""
-    found = child_environment(make_recipe(**changes), load_hardware("cpu"), {})
+    hardware = load_hardware("cpu").model_copy(update={"strategy": strategy})
+    found = child_environment(make_recipe(**changes), hardware, {})
     on_gpu = child_environment(make_recipe(**changes), load_hardware("gpu"), {})
 
     assert found["MALLOC_MMAP_THRESHOLD_"] == str(2**20)
@@ -326,6 +332,12 @@ def test_a_rank_that_is_alone_sees_one_gpu_and_no_group(monkeypatch, visible):
     leave_group(alone)
     assert not GROUP & os.environ.keys()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == (visible or "0").split(",")[0]
+
+
+def test_a_whole_model_on_a_rank_keeps_its_freed_tensors():
+    hardware = load_hardware("cpu").model_copy(update={"strategy": "ddp"})
+
+    assert KEEP_MEMORY.items() <= child_environment(make_recipe(), hardware, {}).items()
 
 
 def test_a_gpu_is_chosen_and_its_memory_managed_as_the_user_says():
