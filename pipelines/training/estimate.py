@@ -26,8 +26,8 @@ ADAM_BYTES = 8  # two moments in float32
 LIVE_PARAMETERS, PREFETCHED, REDUCED = 10**9, 5 * 10**7, 5 * 10**8
 # Imports and libraries on CPU, by measurement; CUDA's context, kernels and workspaces, and NCCL's
 # buffers, from experience: there was no GPU to measure them on.
-CPU_FRAMEWORK = 0.55
-CPU_DEEPSPEED = 0.25
+CPU_FRAMEWORK = 0.52
+CPU_DEEPSPEED = 0.07
 CUDA_FRAMEWORK, NCCL_BUFFERS = 1.2, 0.8
 # What glibc keeps (environment.KEEP_MEMORY) is in pieces that the next tensor may not fit; where it
 # returns large tensors to the kernel (RETURN_MEMORY) there are none.
