@@ -6,6 +6,7 @@ The wrapper's own `predict` raises with NumPy 2, so the extension module is call
 import functools
 import importlib
 import os
+import threading
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,8 @@ MODEL_FILE = "lid.176.ftz"
 MODEL_URL = f"https://dl.fbaipublicfiles.com/fasttext/supervised-models/{MODEL_FILE}"
 MODEL_SHA256 = "8f3472cfe8738a7b6099e8e999c3cbfae0dcd15696aac7d7738a8039db603e83"
 LABEL = "__label__"
+
+_LOADING = threading.Lock()
 
 Ranked = list[tuple[str, float]]  # (ISO 639 code, probability), best first
 
@@ -49,11 +52,19 @@ def rank_lines(lines: Sequence[str], model: Path, count: int) -> list[Ranked]:
     ]
 
 
-@functools.cache
 def load_model(path: Path) -> Any:
     """Load the model once in a process. Predicting only reads it, so threads may share it."""
+    with _LOADING:
+        return _load(path)
+
+
+@functools.cache
+def _load(path: Path) -> Any:
     model = importlib.import_module("fasttext_pybind").fasttext()
     model.loadModel(str(path))
+    # The first prediction imports numpy.core behind a lock of C++'s; two threads that are there at
+    # once wait forever, one for that lock with Python's in hand, the other for Python's.
+    model.multilinePredict(["\n"], 1, 0.0, "strict")
     return model
 
 

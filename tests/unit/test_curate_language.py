@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from importlib import metadata
 
 import pytest
@@ -406,3 +408,37 @@ def test_english_dialogues_with_code_are_told_from_sentences_around_code(real_da
     assert (judged, negatives) > (1000, 7000)
     assert right / (right + wrong) >= 0.99
     assert right / judged >= 0.98
+
+
+def test_threads_that_ask_the_model_first_do_not_wait_for_each_other_forever():
+    """fasttext imports numpy.core at its first prediction, and holds Python's lock meanwhile."""
+    program = """
+import sys, threading, time
+
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("numpy.core"):
+            time.sleep(0.3)  # the other thread runs on: as where the import is not cached
+
+import numpy
+from pipelines.curate.language_model import find_model, rank_lines
+
+sys.meta_path.insert(0, Slow())
+model, met, found = find_model(), threading.Barrier(2), []
+
+def ask():
+    met.wait()
+    found.append(rank_lines(["This is an English sentence."], model, 1)[0][0][0])
+
+threads = [threading.Thread(target=ask, daemon=True) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(*found)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True
+    )
+
+    assert done.stdout.split() == ["en", "en"]
