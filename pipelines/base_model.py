@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.hub_errors import hub_errors
 from pipelines.recipe import Recipe
 from pipelines.training.shapes import Shape, known_shape, read_shape, scratch_shape
 
@@ -161,7 +162,7 @@ def _hub_problems(what: str, name: str, revision: str | None, local: str) -> lis
     except RepositoryNotFoundError:
         page = f"https://huggingface.co/{name}"
         return [f"{subject} does not exist or needs a login: see {page}, `hf auth login`; {local}"]
-    except Exception as error:  # noqa: BLE001 - httpx errors share no base with OSError
+    except hub_errors() as error:
         reason = f"the hub cannot be reached ({type(error).__name__})"
         return [f"{subject} is not in the local cache, {reason}{steps}; {local}"]
     return []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipelines.base_model import ON
 from pipelines.errors import PreflightError
+from pipelines.hub_errors import hub_errors
 from pipelines.recipe import Recipe
 from pipelines.source_settings import Source
 from pipelines.sources import get_source
@@ -84,7 +85,7 @@ def _hub_problem(name: str, revision: str | None) -> str | None:
         return f"dataset {name!r} has no revision {revision!r}: see {page}; {local}"
     except HfHubHTTPError:
         return None  # it answers: fetching tries several times
-    except Exception as error:  # noqa: BLE001 - httpx errors share no base with OSError
+    except hub_errors() as error:
         reason = f"the hub cannot be reached ({type(error).__name__})"
         return (
             f"dataset {name!r} is not in the hub's cache and {reason}: run the same command where "

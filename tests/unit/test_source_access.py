@@ -1,5 +1,7 @@
 """The access to what a run would fetch is checked before it begins."""
 
+import sys
+
 import pytest
 
 from pipelines import preflight
@@ -10,18 +12,20 @@ from pipelines.source_access import access_problems, missing_sources
 
 
 def test_a_dataset_of_the_hub_is_asked_for_before_a_run_would_fetch_it(tmp_path, monkeypatch):
-    import httpx
     import huggingface_hub
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+    # What the client talks through, and whose errors it lets out: by version httpx or httpx2.
+    hub_http = sys.modules[HfHubHTTPError.__mro__[1].__module__]
 
     class Hub:
         def auth_check(self, name, repo_type):
             if name == "closed/trees":
-                request = httpx.Request("GET", "https://x")
-                raise GatedRepoError("403", response=httpx.Response(403, request=request))
+                request = hub_http.Request("GET", "https://x")
+                raise GatedRepoError("403", response=hub_http.Response(403, request=request))
             if name == "far/trees":
-                raise httpx.ConnectError("no route")
+                raise hub_http.ConnectError("no route")
 
         def dataset_info(self, name, revision, timeout):
             assert (name, revision) == ("open/trees", "main")
