@@ -5,16 +5,19 @@ Markup and role markers cost the guess at a language accuracy; code is guessed t
 
 import re
 
-# A guess costs time with length and gains nothing beyond this.
-PROSE_CHARS = 1000
+# A guess costs time with length: of 354 long messages 351 get their language from this much, and
+# 353 from twice as much, at a fifth more of the stage's time.
+PROSE_CHARS = 500
 READ_CHARS = 8000
 
 FENCED = re.compile(r"(```|~~~).*?(?:\1|\Z)", re.DOTALL)
 # Each pattern begins with a character of its own, which is found without trying every place.
 INLINE = re.compile(r"`(?<!``)(`?)(?!`)[^`\n]+`\1(?!`)")
 DOCTEST = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: .*)?$", re.MULTILINE)
+# An indented block after a line that ends in "::" is code in reStructuredText, as in docstrings.
+LITERAL = re.compile(r"::[ \t\r]*\n(?:[ \t\r]*\n)+([ \t]+)\S.*(?:\n(?:\1.*|[ \t\r]*(?=\n|\Z)))*")
 # numpydoc's section titles and "name : type" lines halve the scores of English docstrings.
-SECTION = re.compile(r"^[ \t]*\S[^\n]*\n[ \t]*(?:-{3,}|={3,})[ \t]*$", re.MULTILINE)
+UNDERLINE = re.compile(r"\n[ \t]*(?:-{3,}|={3,})[ \t]*(?=\n|\Z)")
 PARAMETER = re.compile(r"^[ \t]*[*\w]+(?:, ?[*\w]+)* :.*$", re.MULTILINE)
 # Code without a fence: lines that end as no sentence does. A few may be prose after all.
 CODE_ENDS = (";", "{", "}", "):", ") :", "=>")
@@ -48,13 +51,30 @@ def strip_code(text: str) -> str:
         text = INLINE.sub(" ", text)
     if ">>>" in text:
         text = DOCTEST.sub(" ", text)
+    if "::" in text:
+        text = LITERAL.sub(" ", text)
     if "---" in text or "===" in text:
-        text, sections = SECTION.subn(" ", text)
-        if sections and " :" in text:
-            text = PARAMETER.sub(" ", text)
+        text = _strip_sections(text)
     if ";" in text or "{" in text or "}" in text or ")" in text or "=>" in text:
         text = _strip_code_lines(text)
     return " ".join(_strip_markup(text).split())[:PROSE_CHARS]
+
+
+def _strip_sections(text: str) -> str:
+    """Take out underlined titles and, of a text with one, lines of parameters.
+
+    The underline is looked for, not the title: every line could be one.
+    """
+    parts, start = [], 0
+    for line in UNDERLINE.finditer(text):
+        title = max(text.rfind("\n", start, line.start()) + 1, start)
+        if text[title : line.start()].strip(" \t"):
+            parts.append(text[start:title])
+            start = line.end()
+    if not parts:
+        return text
+    text = " ".join([*parts, text[start:]])
+    return PARAMETER.sub(" ", text) if " :" in text else text
 
 
 def _strip_code_lines(text: str) -> str:

@@ -1,5 +1,6 @@
 """The texts of a batch of records, without an object for each row, and changes to its columns."""
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -25,7 +26,8 @@ class Turns:
         ]
         self._prompts = batch["prompt"].to_pylist()
         lengths = pc.fill_null(pc.list_value_length(batch["messages"]), 0).to_numpy()
-        self._bounds = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        self._lengths = lengths
+        self._bounds: list[int] = [0, *np.cumsum(lengths, dtype=np.int64).tolist()]
         self._messages = pc.list_flatten(batch["messages"])
         contents = pc.fill_null(pc.struct_field(self._messages, "content"), "")
         self._contents: list[str] = contents.to_pylist()
@@ -38,7 +40,7 @@ class Turns:
 
     def answers(self, row: int, number: int) -> list[int]:
         """Return which of the first messages of a dialogue are an assistant's and trained."""
-        start = int(self._bounds[row])
+        start = self._bounds[row]
         first = self._messages.slice(start, number)
         roles = pc.struct_field(first, "role").to_pylist()
         trained = pc.struct_field(first, "train").to_pylist()
@@ -55,8 +57,8 @@ class Turns:
             pc.or_(pc.match_substring(completions, "```"), pc.match_substring(completions, "~~~")),
             False,
         ).to_pylist()
-        for row, (prompt, completion) in enumerate(zip(self._prompts, fences, strict=True)):
-            low, high = self._bounds[row : row + 2].tolist()
+        rows = zip(self._prompts, fences, itertools.pairwise(self._bounds), strict=True)
+        for row, (prompt, completion, (low, high)) in enumerate(rows):
             texts = [prompt] if prompt else []
             if completion:
                 texts.append(completions[row].as_py())
@@ -70,9 +72,9 @@ class Turns:
         """Return the batch with some dialogues ended after so many messages."""
         if not ends:
             return self.batch
-        lengths = np.diff(self._bounds)
+        lengths = self._lengths.copy()
         rows = np.repeat(np.arange(len(lengths)), lengths)
-        place = np.arange(len(rows)) - self._bounds[rows]
+        place = np.arange(len(rows)) - np.array(self._bounds)[rows]
         lengths[list(ends)] = list(ends.values())
         kept = self._messages.filter(pa.array(place < lengths[rows]))
         column = self.batch["messages"]

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.curate import language, language_model
 from pipelines.curate.language_model import find_model, identify, rank, rank_lines
-from pipelines.curate.prose import strip_code
+from pipelines.curate.prose import PROSE_CHARS, strip_code
 from pipelines.errors import PreflightError
 from pipelines.manifest import Counts
 from tests.assets.curation import curation_recipe, record, rows_of, run_stage
@@ -108,7 +108,14 @@ def test_without_languages_everything_is_kept_and_no_model_is_needed(tmp_path, m
         ("See [the docs](https://h.org/x) or https://h.org/y?z=1 now", "See the docs or now"),
         ("Do:\nlet x = 1;\nif (x) {\n  f(x);\n}\nand so on", "Do: and so on"),
         ("One line; and\nanother one;\nend", "One line; and another one; end"),
-        ("word " * 1000, ("word " * 200)[:1000]),
+        ("Title\n=====\n\nOf\n---\nwhat\n\n---\nx : y", "what ---"),
+        ("Use it::\n\n    let me = see\n\n      (so)\n  \n\nas here.", "Use it as here."),
+        ("Run ::\r\n\r\n  aws s3 ls\r\n\r\n  more\r\nOutput::\r\n\r\n    [1]", "Run Output"),
+        (
+            "A C++ name std::string\nis none::\nnor this",
+            "A C++ name std::string is none:: nor this",
+        ),
+        ("word " * 1000, ("word " * 200)[:PROSE_CHARS]),
     ],
 )
 def test_prose_is_what_is_left_without_code_and_numpydoc_tables(text, prose):
