@@ -4,12 +4,11 @@ Nothing is loaded: config.json from a folder or the Hub's cache, or a table of w
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.hub_errors import hub_errors
+from pipelines.hub_access import ask_hub
 from pipelines.recipe import Recipe
 from pipelines.training.shapes import Shape, known_shape, read_shape, scratch_shape
 
@@ -22,7 +21,6 @@ GATED = (
 )  # fmt: skip
 TOKENIZER_FILE = "tokenizer.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ON = ("1", "true", "yes", "on")
 
 
 def find_shape(recipe: Recipe) -> Shape | None:
@@ -144,28 +142,20 @@ def login_steps(name: str) -> str:
 
 def _hub_problems(what: str, name: str, revision: str | None, local: str) -> list[str]:
     """Ask the Hub whether this machine may download a model's files."""
-    subject, gated = f"{what} {name!r}", name in GATED or f"{name.partition('/')[0]}/" in GATED
+    refusal = ask_hub(name, revision, "model")
+    if refusal is None:
+        return []
+    subject = f"{what} {name!r}"
+    if refusal.kind == "gated":
+        return [f"{subject} is gated and {refusal.reason}: {login_steps(name)}; {local}"]
+    if refusal.kind in ("unknown", "revision"):
+        page = f"https://huggingface.co/{name}"
+        login = ", `hf auth login`" * (refusal.kind == "unknown")
+        return [f"{subject} {refusal.reason}: see {page}{login}; {local}"]
+    gated = name in GATED or f"{name.partition('/')[0]}/" in GATED
     fetch = f": `hf download {name}{f' --revision {revision}' if revision else ''}` brings it"
     steps = f" and is gated: {login_steps(name)}" if gated else f"{fetch} where the hub is reached"
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ON:
-        return [f"{subject} is not in the local cache (HF_HUB_OFFLINE is set){steps}; {local}"]
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    try:
-        api = HfApi()
-        api.auth_check(name)  # model_info answers for gated models to anybody
-        api.model_info(name, revision=revision, timeout=10)
-    except GatedRepoError:
-        who = "your token has no access to it" if get_token() else "no token is set here"
-        return [f"{subject} is gated and {who}: {login_steps(name)}; {local}"]
-    except RepositoryNotFoundError:
-        page = f"https://huggingface.co/{name}"
-        return [f"{subject} does not exist or needs a login: see {page}, `hf auth login`; {local}"]
-    except hub_errors() as error:
-        reason = f"the hub cannot be reached ({type(error).__name__})"
-        return [f"{subject} is not in the local cache, {reason}{steps}; {local}"]
-    return []
+    return [f"{subject} is not in the local cache and {refusal.reason}{steps}; {local}"]
 
 
 def foreign_tokenizer(recipe: Recipe) -> list[str]:

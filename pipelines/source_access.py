@@ -3,12 +3,10 @@
 Nothing is downloaded.
 """
 
-import os
 from pathlib import Path
 
-from pipelines.base_model import ON
 from pipelines.errors import PreflightError
-from pipelines.hub_errors import hub_errors
+from pipelines.hub_access import ask_hub
 from pipelines.recipe import Recipe
 from pipelines.source_settings import Source
 from pipelines.sources import get_source
@@ -54,41 +52,21 @@ def _is_cached(name: str) -> bool:
 
 
 def _hub_problem(name: str, revision: str | None) -> str | None:
-    local = "or give your own copy with `--data PATH` or the source's `path:`"
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ON:
-        return (
-            f"dataset {name!r} is not in the hub's cache and HF_HUB_OFFLINE is set: unset it where "
-            f"the hub is reached, {local}"
-        )
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
+    refusal = ask_hub(name, revision, "dataset")
+    if refusal is None or refusal.kind == "failed":
+        return None  # fetching tries several times
     page = f"https://huggingface.co/datasets/{name}"
-    try:
-        api = HfApi()
-        api.auth_check(name, repo_type="dataset")  # dataset_info answers for gated ones to anybody
-        api.dataset_info(name, revision=revision, timeout=10)
-    except GatedRepoError:
-        who = "your token has no access to it" if get_token() else "no token is set here"
-        return (
-            f"dataset {name!r} is gated and {who}: accept its terms on {page} in the browser, then "
-            f"`hf auth login` (or HF_TOKEN=<a token with read access> in the environment); {local}"
-        )
-    except RepositoryNotFoundError:
-        return f"dataset {name!r} does not exist or needs a login: see {page}; {local}"
-    except RevisionNotFoundError:
-        return f"dataset {name!r} has no revision {revision!r}: see {page}; {local}"
-    except HfHubHTTPError:
-        return None  # it answers: fetching tries several times
-    except hub_errors() as error:
-        reason = f"the hub cannot be reached ({type(error).__name__})"
-        return (
-            f"dataset {name!r} is not in the hub's cache and {reason}: run the same command where "
-            f"it is reached, {local}"
-        )
-    return None
+    steps = {
+        "offline": ": unset it where the hub is reached,",
+        "gated": (
+            f": accept its terms on {page} in the browser, then `hf auth login` (or HF_TOKEN=<a "
+            "token with read access> in the environment);"
+        ),
+        "unknown": f": see {page};",
+        "revision": f": see {page};",
+        "unreached": ": run the same command where it is reached,",
+    }[refusal.kind]
+    before = {"gated": "is gated and ", "unknown": "", "revision": ""}
+    subject = before.get(refusal.kind, "is not in the hub's cache and ")
+    local = "or give your own copy with `--data PATH` or the source's `path:`"
+    return f"dataset {name!r} {subject}{refusal.reason}{steps} {local}"

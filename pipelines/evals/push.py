@@ -16,7 +16,7 @@ import yaml
 from pipelines.errors import PreflightError, StarloomError
 from pipelines.evals.card import CARD
 from pipelines.evals.publish import PUBLISHED_CARD, check_accepted
-from pipelines.hub_errors import hub_errors
+from pipelines.hub_access import hub_errors
 from pipelines.manifest import digest_of, sha256_file
 from pipelines.markdown import table
 from pipelines.runs import PREFERRED, Run

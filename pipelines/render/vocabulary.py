@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pipelines.engine import Built, Input, Job, Outcome, Params, Work
 from pipelines.errors import PreflightError, TemplateError
-from pipelines.hub_errors import hub_errors
+from pipelines.hub_access import hub_errors
 from pipelines.manifest import Counts, digest_of, sha256_file
 from pipelines.recipe import Recipe
 from pipelines.records import body_text, read_rows

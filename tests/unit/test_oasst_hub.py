@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants, errors
 
 from pipelines.errors import SourceError
-from pipelines.hub_errors import hub_errors
+from pipelines.hub_access import hub_errors
 from pipelines.source_settings import OasstSource
 from pipelines.sources import oasst
 from pipelines.sources.fetch import fetch_source, raw_folder

@@ -1,6 +1,7 @@
 """Preflight: everything that is missing is said in one line, before any long work."""
 
 import json
+import sys
 import shutil
 from collections import namedtuple
 from dataclasses import replace
@@ -112,7 +113,7 @@ def test_gated_weights_without_access_name_page_and_login(token, who, tmp_path, 
     from huggingface_hub.errors import GatedRepoError
 
     class Hub:
-        def auth_check(self, name):
+        def auth_check(self, name, repo_type):
             import httpx
 
             raise GatedRepoError(
@@ -130,6 +131,31 @@ def test_gated_weights_without_access_name_page_and_login(token, who, tmp_path, 
     assert "https://huggingface.co/bigcode/starcoderbase-1b" in str(error.value)
     assert "hf auth login" in str(error.value)
     assert "hf_x" not in str(error.value)
+
+
+def test_a_revision_that_a_model_lacks_is_named(tmp_path, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+
+    hub_http = sys.modules[HfHubHTTPError.__mro__[1].__module__]
+
+    class Hub:
+        def auth_check(self, name, repo_type):
+            pass
+
+        def repo_info(self, name, revision, repo_type, timeout):
+            request = hub_http.Request("GET", "https://x")
+            raise RevisionNotFoundError("404", response=hub_http.Response(404, request=request))
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    recipe = load_recipe("scikit-learn", overrides={"model.revision": "v9"})
+
+    with pytest.raises(PreflightError) as error:
+        preflight.check(recipe, tmp_path)
+
+    page = "https://huggingface.co/bigcode/starcoderbase-1b"
+    assert f"'bigcode/starcoderbase-1b' has no revision 'v9': see {page}; " in str(error.value)
 
 
 def test_a_block_above_the_positions_of_a_hub_model_is_refused_without_the_model(tmp_path):

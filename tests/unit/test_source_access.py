@@ -14,7 +14,7 @@ from pipelines.source_access import access_problems, missing_sources
 def test_a_dataset_of_the_hub_is_asked_for_before_a_run_would_fetch_it(tmp_path, monkeypatch):
     import huggingface_hub
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RevisionNotFoundError
 
     # What the client talks through, and whose errors it lets out: by version httpx or httpx2.
     hub_http = sys.modules[HfHubHTTPError.__mro__[1].__module__]
@@ -27,8 +27,11 @@ def test_a_dataset_of_the_hub_is_asked_for_before_a_run_would_fetch_it(tmp_path,
             if name == "far/trees":
                 raise hub_http.ConnectError("no route")
 
-        def dataset_info(self, name, revision, timeout):
-            assert (name, revision) == ("open/trees", "main")
+        def repo_info(self, name, revision, repo_type, timeout):
+            if name == "old/trees":
+                request = hub_http.Request("GET", "https://x")
+                raise RevisionNotFoundError("404", response=hub_http.Response(404, request=request))
+            assert (name, revision, repo_type) == ("open/trees", "main", "dataset")
 
     monkeypatch.setenv("STARLOOM_DATA", str(tmp_path))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
@@ -50,6 +53,11 @@ def test_a_dataset_of_the_hub_is_asked_for_before_a_run_would_fetch_it(tmp_path,
         f"HF_TOKEN=<a token with read access> in the environment); {mine}"
     )
     assert problems("closed/trees") == [closed]
+    old = (
+        "sources.0: dataset 'old/trees' has no revision 'main': see "
+        f"https://huggingface.co/datasets/old/trees; {mine}"
+    )
+    assert problems("old/trees") == [old]
     unreached = (
         "sources.0: dataset 'far/trees' is not in the hub's cache and the hub cannot be reached "
         f"(ConnectError): run the same command where it is reached, {mine}"

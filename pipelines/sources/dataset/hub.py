@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pipelines.errors import SourceError
-from pipelines.hub_errors import hub_errors
+from pipelines.hub_access import hub_errors
 from pipelines.manifest import sha256_file
 from pipelines.sources.dataset.layout import COMPRESSIONS, KINDS, list_files, select_files
 from pipelines.sources.raw import Fetched

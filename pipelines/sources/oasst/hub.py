@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import SourceError
-from pipelines.hub_errors import hub_errors
+from pipelines.hub_access import hub_errors
 from pipelines.source_settings import OasstSource
 from pipelines.sources.fetch import fetched_folder
 from pipelines.sources.oasst.rows import SUFFIXES
