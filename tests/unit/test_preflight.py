@@ -1,8 +1,8 @@
 """Preflight: everything that is missing is said in one line, before any long work."""
 
 import json
-import sys
 import shutil
+import sys
 from collections import namedtuple
 from dataclasses import replace
 
