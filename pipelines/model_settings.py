@@ -35,8 +35,8 @@ class ScratchConfig(Section):
 class Quantization(Section):
     """A frozen base in 4 or 8 bit, with the field names of transformers.BitsAndBytesConfig.
 
-    It computes in model.dtype. Needs the extra `starloom[bitsandbytes]`, an NVIDIA GPU per process
-    and an adapter, for only that is trained.
+    It computes in model.dtype. Needs the extra `starloom[bitsandbytes]` and an adapter, for only
+    that is trained. On an NVIDIA GPU or on the CPU (slower than the same base in 16 bit).
     """
 
     load_in_4bit: bool = False

@@ -64,7 +64,7 @@ def save_and_merge(model: Any, folder: Path, dtype: str) -> Any:
     check_adapter(model, folder / ADAPTER / WEIGHTS)
     if is_quantized(model.base_model.model):
         base = dequantize(model.unload(), dtype)
-        model = PeftModel.from_pretrained(base, folder / ADAPTER)
+        model = PeftModel.from_pretrained(base, folder / ADAPTER, torch_device="cpu")
     return model.merge_and_unload()
 
 

@@ -1,6 +1,7 @@
 """Frozen bases in 4 or 8 bit, by bitsandbytes: what they need, how they load, how they end."""
 
 import os
+import types
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,8 +10,9 @@ from pipelines.hardware_settings import Hardware
 from pipelines.model_settings import Quantization
 from pipelines.recipe import Recipe
 
-WAY_OUT = "set hardware: gpu, or leave quantization_config out and train LoRA in bfloat16"
-NOT_ON_CPU = f"model.quantization_config: such weights are trained on NVIDIA GPUs only; {WAY_OUT}"
+# What splits weights over ranks: of 4-bit ones FSDP2 cannot gather the scales, and in 8 bit
+# bitsandbytes puts the whole weight back where ZeRO-3 took it away.
+SHARDING = ("zero3", "fsdp2")
 MISSING = (
     "model.quantization_config needs bitsandbytes, which is not installed; `pip install -e "
     ".[bitsandbytes]` in the checkout, or leave quantization_config out and train LoRA in bfloat16"
@@ -21,16 +23,19 @@ def quantization_problems(recipe: Recipe, hardware: Hardware, *, here: bool) -> 
     """Say why a recipe's quantized base cannot be trained; `here` checks this machine too."""
     if recipe.model.quantization_config is None:
         return []
-    if hardware.device == "cpu":
-        return [NOT_ON_CPU]
-    if hardware.strategy != "ddp":
-        problem = f"model.quantization_config: hardware {recipe.hardware!r} shards weights"
-        return [f"{problem} ({hardware.strategy}), which quantized ones do not allow; {WAY_OUT}"]
+    if hardware.strategy in SHARDING:
+        other = "gpu" if hardware.device == "cuda" else "cpu"
+        problem = (
+            f"model.quantization_config: hardware {recipe.hardware!r} shards weights "
+            f"({hardware.strategy}), which quantized ones do not allow; set hardware: {other}, or "
+            "leave quantization_config out and train LoRA in bfloat16"
+        )
+        return [problem]
     return [MISSING] if here and find_spec("bitsandbytes") is None else []
 
 
 def quantized_loading(quantization: Quantization | None, dtype: str) -> dict[str, Any]:
-    """Return the options of from_pretrained that load a base quantized, onto this rank's GPU.
+    """Return the options of from_pretrained that load a base quantized, onto this rank's device.
 
     Raises TrainingError without bitsandbytes.
     """
@@ -60,15 +65,64 @@ def is_quantized(model: Any) -> bool:
 
 
 def prepare_quantized(model: Any) -> None:
-    """Freeze a quantized base and keep its norms, embeddings and head in float32 (QLoRA)."""
+    """Freeze a quantized base and keep its norms, embeddings and head in float32 (QLoRA).
+
+    On CPU its quantized layers stay in training mode, and compute alike in training and evaluation.
+    """
     from peft import prepare_model_for_kbit_training
 
     # Trainer turns checkpointing on, by the recipe.
     prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if model.device.type == "cpu":
+        _stay_in_training(model)
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                # Or these views of the mapped file would keep all of it in memory.
+                parameter.data = parameter.data.clone()
+
+
+def _quantized_layers(model: Any) -> list[str]:
+    """Return the names of the layers that bitsandbytes computes."""
+    return [
+        name
+        for name, layer in model.named_modules()
+        if type(getattr(layer, "weight", None)).__name__ in ("Params4bit", "Int8Params")
+    ]
+
+
+def _stay_in_training(model: Any) -> None:
+    """Pin the quantized layers, which hold neither dropout nor a running mean, to training mode.
+
+    In evaluation mode, on a CPU, bitsandbytes repacks 4-bit weights for instructions that some have
+    (AVX512-BF16), which rounds their scales and from which no gradient comes back; and in 8 bit it
+    rounds activations, as it does not while it trains.
+    """
+    for name in _quantized_layers(model):
+        layer = model.get_submodule(name)
+        layer.train()
+        layer.train = types.MethodType(_unchanged, layer)
+
+
+def _unchanged(layer: Any, mode: bool = True) -> Any:
+    """Take the place of nn.Module.train, and so of eval."""
+    return layer
 
 
 def dequantize(model: Any, dtype: str) -> Any:
-    """Return a quantized base in full weights, whose values are those it was trained with."""
-    import torch
+    """Return a quantized base in full weights on the CPU, the values that it was trained with.
 
-    return model.dequantize(dtype=getattr(torch, dtype))
+    Layer by layer, for a GPU with room for a base in 4 bit has none for all of it in 16.
+    """
+    import torch
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    for name in _quantized_layers(model):
+        layer = model.get_submodule(name)
+        weight = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
+        with torch.device("meta"):
+            whole = torch.nn.Linear(layer.in_features, layer.out_features, bias=False)
+        whole.weight = torch.nn.Parameter(weight.to("cpu", getattr(torch, dtype)))
+        whole.bias = layer.bias
+        model.set_submodule(name, whole)
+    model.hf_quantizer.remove_quantization_config(model)
+    return model.to("cpu")

@@ -74,15 +74,15 @@ class KillAt:
 
     def __init__(self, run, steps, rng):
         self.run, self.left, self.rng = run, sorted(steps), rng
-        self.killed, self.newest = [], None
+        self.killed, self.reached = [], -1
 
     def __call__(self):
         if self.left and last_step(self.run) >= self.left[0]:
             newest = newest_checkpoint(self.run.checkpoints)
-            if newest != self.newest:
+            if newest is not None and step_of(newest) > self.reached:
                 self.rng.choice(sorted(ranks_of(self.run), key=lambda p: p.pid)).kill()
                 self.killed.append(self.left.pop(0))
-                self.newest = newest
+                self.reached = last_step(self.run)
         return False
 
 
