@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -49,6 +48,7 @@ from pipelines.training.launchers import (
 )
 from pipelines.training.nodes import Leader
 from pipelines.training.reporters import check_reporters
+from pipelines.training.torchrun_log import failing_lines, killed_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +57,6 @@ PROGRESS_SECONDS = 2.0
 BARRIER_SECONDS = 10.0
 HANDOVER_SECONDS = GRACE_SECONDS + 10  # a dead owner's supervisor is gone by then
 LOG, METRICS, OWNER = "train.log", "metrics.jsonl", "owner.json"
-LOG_LINES = 15
-# torchrun's report: what a signal ended (its own SIGTERM to the others apart), what it killed
-# itself because it did not end, and where its own log begins after that of the ranks.
-KILLED = re.compile(r"exitcode\s*: -(?!15\b)\d+ \(pid: (\d+)\)")
-KILLED_BY_TORCHRUN = re.compile(r"Unable to shutdown process (\d+)")
-TORCHRUN_LOG = re.compile(r"^[WE]\d{4} .*torch/distributed/elastic", re.MULTILINE)
 
 OnProgress = Callable[[dict[str, Any]], None]
 
@@ -272,10 +266,8 @@ class Attempt:
 
     def was_killed(self, code: int) -> bool:
         """Return whether a signal ended torchrun or a rank, as an operator or the kernel does."""
-        text = self.log()
-        killed = {*KILLED.findall(text)} - {*KILLED_BY_TORCHRUN.findall(text)}
         elsewhere = self.leader is not None and self.leader.killed
-        return code < 0 or code > 128 or bool(killed) or elsewhere
+        return code < 0 or code > 128 or bool(killed_ranks(self.log())) or elsewhere
 
     def log(self) -> str:
         """Return what this attempt has written to the log."""
@@ -386,7 +378,7 @@ def _interrupted(run: Run) -> str:
 
 
 def _failure(run: Run, code: int, log: str) -> str:
-    """Return the error text: the ranks' last lines, rather than torchrun's report on them."""
+    """Return the error text: the first failing rank's last lines, else those of all ranks."""
     if shutil.disk_usage(run.path).free < 2**20:  # not even a log line may have been written
         step = _newest_step(run)
         kept = f"the checkpoint of step {step} is kept" if step >= 0 else "no checkpoint was made"
@@ -394,7 +386,5 @@ def _failure(run: Run, code: int, log: str) -> str:
             f"run {run.name}: no space left on the disk of {run.path}; {kept}. Free some space and "
             f"run the same command again (log: {run.path / LOG})"
         )
-    ranks = TORCHRUN_LOG.split(log)[0].strip() or log
-    lines = [line.rstrip() for line in ranks.split("\n") if line.strip()]
-    tail = "\n".join(lines[-LOG_LINES:]) or "no output"
-    return f"run {run.name}: training failed (exit code {code}), log {run.path / LOG}:\n{tail}"
+    where = f"log {run.path / LOG}"
+    return f"run {run.name}: training failed (exit code {code}), {where}:\n{failing_lines(log)}"

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.elastic.multiprocessing.errors import record
 from transformers.utils.logging import disable_progress_bar
 
 from pipelines.engine import usage
@@ -173,4 +174,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(record(main)())  # torchrun's report then tells which rank failed first, and of what
