@@ -1,0 +1,105 @@
+"""Tells what is Python code from secrets: `a@b.io` multiplies matrices, `"a@b.io"` is an address.
+
+A scan for strings and comments says where a hit lies. Only if one lies outside of them is the text
+parsed, without their contents, once; and only where its length allows what that would cost: in
+doubt a hit is a secret.
+"""
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from pipelines.curate.fences import fenced_blocks
+from pipelines.curate.redact_keys import Edit
+from pipelines.syntax import is_python
+
+# Reserved words, of which a text has one outside of strings: "Contact (bob@corp.com)" parses too.
+_CODE_WORD = re.compile(r"\b(?:def|class|import)\b")
+# Comments, and strings as groups of quotes, in Python that parses.
+_LITERAL = re.compile(
+    r"#[^\r\n]*+"
+    r"|(''')(?:[^'\\]++|\\[\s\S]|'(?!''))*+((?:''')?)"
+    r'|(""")(?:[^"\\]++|\\[\s\S]|"(?!""))*+((?:""")?)'
+    r"|(')(?:[^'\\\r\n]++|\\(?:\r\n|[\s\S]))*+('?)"
+    r'|(")(?:[^"\\\r\n]++|\\(?:\r\n|[\s\S]))*+("?)'
+)
+_QUOTES = r"\1\2\3\4\5\6\7\8"
+_F_PREFIX = re.compile(r"(?<!\w)(?:[fF][rR]?|[rR][fF])$")
+# Before code in an f-string: one brace, or three, and nothing since that begins a string.
+_FIELD = re.compile(r"(?<!\{)(?:\{\{)*\{[^{}'\"]*$")
+_FIELD_CHARS = 200
+
+# What holds more hits outside of strings than this is data, and no code.
+_MOST_SPARED = 500
+# What the time of parsing grows with: names, numbers, strings, brackets. Code has one in 7 to 20
+# characters; what is made to be slow has one in 2, and is read as code only if it is short.
+_ATOM = re.compile(r"\b(?!(?:def|return)\b)\w+|[\[({]|(?<=[\[({])[\])}]|''|\"\"|\.{3}")
+_MOST_ATOMS = 200_000
+_FREE_ATOMS = 2_000
+_CHARS_PER_ATOM = 7
+_ATOMS_PER_PARSE = 100
+
+
+def find_code(text: str, edits: Sequence[Edit], *, python: bool) -> set[Edit]:
+    """Return the edits that would replace Python code, which a secret is not.
+
+    `python` says that the text is Python; else that is asked of what parses and defines or imports
+    something, and of fenced blocks that are called Python.
+    """
+    if not edits:
+        return set()
+    found = _find_in(text, edits, [(0, len(text))], certain=python)
+    if not python:
+        blocks = (each for each in fenced_blocks(text) if each.language == "python")
+        found |= _find_in(text, edits, ((each.start, each.end) for each in blocks), certain=True)
+    return found
+
+
+def _find_in(
+    text: str, edits: Sequence[Edit], regions: Iterable[tuple[int, int]], *, certain: bool
+) -> set[Edit]:
+    """Return the edits that are code in those regions of a text which parse."""
+    starts = [edit.start for edit in edits]
+    left = min(_MOST_ATOMS, _FREE_ATOMS + len(text) // _CHARS_PER_ATOM)
+    found: set[Edit] = set()
+    for start, end in regions:
+        inside = edits[bisect_left(starts, start) : bisect_left(starts, end)]
+        code = _outside_literals(text, inside, start, end)
+        if not 0 < len(code) <= _MOST_SPARED:
+            continue
+        source = _LITERAL.sub(_QUOTES, text[start:end])
+        if not certain and not _CODE_WORD.search(source):
+            continue
+        atoms = sum(1 for _ in islice(_ATOM.finditer(source), left + 1))
+        if atoms <= left:
+            left = max(0, left - atoms - _ATOMS_PER_PARSE)
+            if is_python(source):
+                found.update(code)
+    return found
+
+
+def _outside_literals(text: str, edits: Sequence[Edit], start: int, end: int) -> list[Edit]:
+    """Return the edits that begin in no string and no comment, up to one more than are spared."""
+    outside: list[Edit] = []
+    literals = _LITERAL.finditer(text, start, end)
+    literal = next(literals, None)
+    for edit in edits:
+        while literal is not None and literal.end() <= edit.start:
+            literal = next(literals, None)
+        if (
+            literal is None
+            or edit.start < literal.start()
+            or _is_in_field(text, literal.start(), edit.start)
+        ):
+            outside.append(edit)
+            if len(outside) > _MOST_SPARED:
+                break
+    return outside
+
+
+def _is_in_field(text: str, opened: int, at: int) -> bool:
+    """Say whether a place in a literal is an expression of an f-string."""
+    if not _F_PREFIX.search(text[max(0, opened - 3) : opened]):
+        return False
+    return bool(_FIELD.search(text[max(opened, at - _FIELD_CHARS) : at]))
