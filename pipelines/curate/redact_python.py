@@ -26,9 +26,9 @@ _LITERAL = re.compile(
 )
 _QUOTES = r"\1\2\3\4\5\6\7\8"
 _F_PREFIX = re.compile(r"(?<!\w)(?:[fF][rR]?|[rR][fF])$")
-# Before code in an f-string: one brace, or three, and nothing since that begins a string.
-_FIELD = re.compile(r"(?<!\{)(?:\{\{)*\{[^{}'\"]*$")
-_FIELD_CHARS = 200
+# Before code in an f-string: one brace, or three, and nothing since that ends it.
+_FIELD = re.compile(r"(?<!\{)(?:\{\{)*\{[^{}'\":]*$")
+_F_STRING_CHARS = 1000
 
 # What holds more hits outside of strings than this is data, and no code.
 _MOST_SPARED = 500
@@ -65,10 +65,10 @@ def _find_in(
     found: set[Edit] = set()
     for start, end in regions:
         inside = edits[bisect_left(starts, start) : bisect_left(starts, end)]
-        code = _outside_literals(text, inside, start, end)
+        code, f_strings = _outside_strings(text, inside, start, end)
         if not 0 < len(code) <= _MOST_SPARED:
             continue
-        source = _LITERAL.sub(_QUOTES, text[start:end])
+        source = _empty_strings(text[start:end], {begin - start for begin in f_strings})
         if not certain and not _CODE_WORD.search(source):
             continue
         atoms = sum(1 for _ in islice(_ATOM.finditer(source), left + 1))
@@ -79,27 +79,42 @@ def _find_in(
     return found
 
 
-def _outside_literals(text: str, edits: Sequence[Edit], start: int, end: int) -> list[Edit]:
-    """Return the edits that begin in no string and no comment, up to one more than are spared."""
+def _outside_strings(
+    text: str, edits: Sequence[Edit], start: int, end: int
+) -> tuple[list[Edit], set[int]]:
+    """Return the edits that begin in no string and no comment, up to one more than are spared.
+
+    The code in f-strings is outside as well; where they begin comes second.
+    """
     outside: list[Edit] = []
+    f_strings: set[int] = set()
     literals = _LITERAL.finditer(text, start, end)
     literal = next(literals, None)
     for edit in edits:
         while literal is not None and literal.end() <= edit.start:
             literal = next(literals, None)
-        if (
-            literal is None
-            or edit.start < literal.start()
-            or _is_in_field(text, literal.start(), edit.start)
-        ):
-            outside.append(edit)
-            if len(outside) > _MOST_SPARED:
-                break
-    return outside
+        if literal is not None and literal.start() <= edit.start:
+            if not _is_in_field(text, literal, edit.start):
+                continue
+            f_strings.add(literal.start())
+        outside.append(edit)
+        if len(outside) > _MOST_SPARED:
+            break
+    return outside, f_strings
 
 
-def _is_in_field(text: str, opened: int, at: int) -> bool:
+def _is_in_field(text: str, literal: re.Match[str], at: int) -> bool:
     """Say whether a place in a literal is an expression of an f-string."""
-    if not _F_PREFIX.search(text[max(0, opened - 3) : opened]):
+    start, end = literal.span()
+    if end - start > _F_STRING_CHARS or not _F_PREFIX.search(text[max(0, start - 3) : start]):
         return False
-    return bool(_FIELD.search(text[max(opened, at - _FIELD_CHARS) : at]))
+    return bool(_FIELD.search(text[start:at]))
+
+
+def _empty_strings(source: str, kept: set[int]) -> str:
+    """Return a source without comments and what is in its strings, but for those at some places."""
+    if not kept:
+        return _LITERAL.sub(_QUOTES, source)
+    return _LITERAL.sub(
+        lambda each: each[0] if each.start() in kept else each.expand(_QUOTES), source
+    )

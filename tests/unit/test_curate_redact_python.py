@@ -140,6 +140,17 @@ def test_in_what_does_not_parse_every_hit_is_a_secret(broken):
     assert redacted(text) == f"import x\ny = <EMAIL>\n{broken}"
 
 
+@pytest.mark.parametrize(
+    "literal",
+    ["f'{to bob@corp.com}'", "f'{to:bob@corp.com}'", "f'{to=bob@corp.com}'", "'{bob@corp.com'",
+     "f'{x + a@b.io + " + "x + " * 300 + "x}'"],
+)  # fmt: skip
+def test_what_is_no_code_in_braces_is_a_secret(literal):
+    text = f"import x\ny = {literal}\n"
+
+    assert redacted(text) == text.replace("bob@corp.com", "<EMAIL>").replace("a@b.io", "<EMAIL>")
+
+
 def test_python_is_what_parses_and_whose_names_may_be():
     for source in ("", "x = 1", "def f(a): return a", "'\\d'", "return 1"):
         parse_python(source)
