@@ -19,6 +19,8 @@ import tempfile
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ import pyarrow as pa
 
 from pipelines.engine import Built, Job, Outcome
 from pipelines.manifest import Counts
+from pipelines.model_settings import ScratchConfig
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.runs import TRAINER, open_run
 from pipelines.store import StageRef, StageSpec, Store
@@ -62,6 +65,7 @@ class Case:
     dtype: str = "float32"
     strategy: str = "ddp"
     processes: int = 1
+    bits: int = 0  # of a quantized base, which is read from disk
 
 
 CASES = (
@@ -91,23 +95,41 @@ CASES = (
     Case("ddp x 2", width=768, block=256, batch=2, processes=2),
     Case("zero2 x 2", width=1024, block=256, batch=2, strategy="zero2", processes=2),
     Case("zero3 x 2", width=1024, block=256, batch=2, strategy="zero3", processes=2),
-)
+    Case("4 bit", lora=True, width=768, bits=4),
+    Case("4 bit, weights", lora=True, layers=12, width=1024, block=256, batch=1, bits=4),
+    Case("4 bit, checkpointing", lora=True, layers=12, width=768, checkpointing=True, bits=4),
+    Case("4 bit, bfloat16", lora=True, layers=12, width=768, dtype="bfloat16", bits=4),
+    Case("4 bit, llama", "llama", lora=True, width=768, bits=4),
+    Case("4 bit, zero2 x 2", lora=True, width=1024, block=256, batch=2, strategy="zero2",
+         processes=2, dtype="bfloat16", bits=4),
+    Case("8 bit", lora=True, width=768, bits=8),
+    Case("8 bit, weights", lora=True, layers=12, width=1024, block=256, batch=1, bits=8),
+    Case("8 bit, checkpointing", lora=True, layers=12, width=768, checkpointing=True, bits=8),
+    Case("8 bit, bfloat16", lora=True, layers=12, width=768, dtype="bfloat16", bits=8),
+)  # fmt: skip
 
 
-def recipe_of(case: Case) -> Recipe:
-    """Return the recipe of a case."""
-    heads = case.width // 64
+def scratch_of(case: Case) -> dict[str, Any]:
+    """Return the `model.config` of a case."""
+    return {
+        "model_type": case.model_type,
+        "n_layer": case.layers,
+        "n_head": case.width // 64,
+        "n_embd": case.width,
+        "n_positions": max(case.block, 64),
+    }
+
+
+def recipe_of(case: Case, base: Path | None) -> Recipe:
+    """Return the recipe of a case; `base` is the folder of the model that it quantizes."""
+    model: dict[str, Any] = {"config": scratch_of(case)}
+    if case.bits:
+        quantized = {f"load_in_{case.bits}bit": True}
+        model = {"model_name_or_path": str(base), "quantization_config": quantized}
     return load_recipe(
         "quickstart",
         overrides={
-            "model.config": {
-                "model_type": case.model_type,
-                "n_layer": case.layers,
-                "n_head": heads,
-                "n_embd": case.width,
-                "n_positions": max(case.block, 64),
-            },
-            "model.dtype": case.dtype,
+            "model": {**model, "dtype": case.dtype},
             "tokenizer.train_vocab_size": case.vocab,
             "tokenization.block_size": case.block,
             "adapter": {"r": 8, "target_modules": LEAVES.get(case.model_type, "all-linear")}
@@ -128,10 +150,9 @@ def recipe_of(case: Case) -> Recipe:
 
 def estimate(case: Case, folder: Path) -> tuple[Shape, Memory]:
     """Return the sizes of a case's model and the estimate for one of its processes."""
-    recipe = recipe_of(case)
-    assert recipe.model.config is not None
-    shape = scratch_shape(recipe.model.config, case.vocab)
-    return shape, estimate_memory(recipe, shape, hardware_of(_run(case, folder)))
+    shape = scratch_shape(ScratchConfig.model_validate(scratch_of(case)), case.vocab)
+    run = _run(case, folder)
+    return shape, estimate_memory(run.recipe(), shape, hardware_of(run))
 
 
 def measure(case: Case, folder: Path, *, timeout: float = 600) -> int:
@@ -175,13 +196,36 @@ def smallest(case: Case) -> Case:
 def _run(case: Case, folder: Path) -> Any:
     store = Store(folder / "store")
     refs = {"tokenizer": _tokenizer(store, case.vocab), "pack": _rows(store, case)}
-    run = open_run(recipe_of(case), refs, folder / "runs")
+    base = _base(case, folder, store.path(refs["tokenizer"])) if case.bits else None
+    run = open_run(recipe_of(case, base), refs, folder / "runs")
     info = run.info()
     info["key_parts"]["hardware"] |= {
         "strategy": case.strategy, "processes_per_node": case.processes
     }  # fmt: skip
     run.write("run.json", info)
     return run
+
+
+def _base(case: Case, folder: Path, tokenizer: Path) -> Path:
+    """Write a model of random weights, as a release has it, with its tokenizer.
+
+    In a process of its own: a child's peak on Linux starts at what its parent holds.
+    """
+    base = folder / f"base of {case.label}"
+    if not base.exists():
+        process = get_context("spawn").Process(target=_write_base, args=(case, base, tokenizer))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"{case.label}: the base could not be written")
+    return base
+
+
+def _write_base(case: Case, base: Path, tokenizer: Path) -> None:
+    from pipelines.training.models import build_model, save_trained
+
+    recipe = recipe_of(replace(case, bits=0, lora=False), None)
+    save_trained(build_model(recipe, tokenizer), base, tokenizer, case.dtype)
 
 
 def _rows(store: Store, case: Case) -> StageRef:
@@ -245,7 +289,8 @@ def compare(cases: tuple[Case, ...]) -> list[dict[str, Any]]:
     rows = []
     for case in cases:
         with tempfile.TemporaryDirectory() as name:
-            key = (case.strategy, case.processes, case.lora)  # peft is a library too
+            # peft and bitsandbytes are libraries too
+            key = (case.strategy, case.processes, case.lora, case.bits)
             if key not in baselines:
                 baselines[key] = measure(smallest(case), Path(name))
             shape, memory = estimate(case, Path(name))
@@ -265,7 +310,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_memory")
     parser.add_argument("--only", default="")
     options = parser.parse_args()
-    rows = compare(tuple(case for case in CASES if options.only in case.label))
+    cases = [case for case in CASES if options.only in case.label]
+    if find_spec("bitsandbytes") is None:
+        print("left out, without bitsandbytes: 4 and 8 bit", file=sys.stderr)
+        cases = [case for case in cases if not case.bits]
+    rows = compare(tuple(cases))
     versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "peft"))
     print(
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} CPUs, {versions}\n"

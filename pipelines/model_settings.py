@@ -36,7 +36,7 @@ class Quantization(Section):
     """A frozen base in 4 or 8 bit, with the field names of transformers.BitsAndBytesConfig.
 
     It computes in model.dtype. Needs the extra `starloom[bitsandbytes]` and an adapter, for only
-    that is trained. On an NVIDIA GPU or on the CPU (slower than the same base in 16 bit).
+    that is trained. Runs on NVIDIA GPUs, and slowly on the CPU.
     """
 
     load_in_4bit: bool = False

@@ -21,7 +21,8 @@ class Numbers:
     """Bytes of a number in matrix products, in the residual stream, and whether autocast casts.
 
     Under autocast each matrix product casts its own copy of an input that is float32, and keeps a
-    copy of trained float32 weights. `dropout` is that of the model, not of an adapter.
+    copy of trained float32 weights. `dropout` is that of the model, not of an adapter, `bits` the
+    width of a quantized base.
     """
 
     compute: int
@@ -29,6 +30,7 @@ class Numbers:
     autocast: bool
     on_cuda: bool = True
     dropout: bool = False
+    bits: int = 0
 
 
 def block_bytes(
@@ -38,7 +40,7 @@ def block_bytes(
     saved = dict.fromkeys(shape.linear_layers, True)
     if adapter is not None:
         targets = shape.targets(adapter.target_modules)
-        saved = {name: name in targets for name in shape.linear_layers}
+        saved = {name: name in targets or numbers.bits == 8 for name in shape.linear_layers}
     total = 2 * _norm_bytes(shape, numbers, frozen=adapter is not None)
     total += _input_bytes(shape, numbers, saved, adapter)
     total += _attention_bytes(shape, numbers, row, attention)
@@ -47,7 +49,20 @@ def block_bytes(
         total += 2 * shape.hidden * (1 if numbers.on_cuda else 4)
     if adapter is not None:
         total += _adapter_bytes(shape, numbers, adapter)
+    if numbers.bits == 8 and numbers.autocast:
+        total += 2 * shape.hidden * 4  # beside the copies that the adapter's products cast
     return total
+
+
+def kept_bytes(shape: Shape, numbers: Numbers) -> int:
+    """Return what one block keeps of a token although it is recomputed.
+
+    An 8-bit layer holds its input where autograd's hooks, and so checkpointing, do not find it.
+    """
+    if numbers.bits != 8:
+        return 0
+    norms = 2 * shape.hidden * (4 if numbers.autocast else numbers.compute)
+    return norms + (shape.query + shape.inner) * numbers.compute
 
 
 def _norm_bytes(shape: Shape, numbers: Numbers, *, frozen: bool) -> int:
@@ -93,8 +108,9 @@ def _attention_bytes(shape: Shape, numbers: Numbers, row: int, attention: str) -
 
 def _mlp_bytes(shape: Shape, numbers: Numbers, saved: dict[str, bool]) -> int:
     last = [name for name in saved if name.endswith(("mlp.c_proj", "down_proj"))]
-    inner = (3 if shape.gated else 1) + saved[last[0]]
-    return inner * shape.inner * numbers.compute
+    # A 4-bit layer returns what it was given: float32, after a norm.
+    between = 4 if numbers.autocast and numbers.bits == 4 else numbers.compute
+    return shape.inner * ((3 if shape.gated else 1) * between + saved[last[0]] * numbers.compute)
 
 
 def _adapter_bytes(shape: Shape, numbers: Numbers, adapter: Adapter) -> int:

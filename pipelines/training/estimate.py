@@ -6,7 +6,8 @@ evaluation. The largest counts. benchmarks/training_memory.py holds the estimate
 peaks.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
@@ -16,6 +17,7 @@ from pipelines.training.activations import (
     Numbers,
     block_bytes,
     chunk_size,
+    kept_bytes,
 )
 from pipelines.training.environment import keeps_memory
 from pipelines.training.shapes import Shape
@@ -94,18 +96,27 @@ class _Job:
 
     @property
     def numbers(self) -> Numbers:
-        on_cuda, dropout = self.hardware.device == "cuda", self.dropout
+        job: dict[str, Any] = {
+            "on_cuda": self.hardware.device == "cuda", "dropout": self.dropout, "bits": self.bits
+        }  # fmt: skip
         if not self.half:
-            return Numbers(4, 4, autocast=False, on_cuda=on_cuda, dropout=dropout)
+            return Numbers(4, 4, autocast=False, **job)
         if self.zero:
-            return Numbers(2, 2, autocast=False, on_cuda=on_cuda, dropout=dropout)
-        narrow = self.narrow_base or self.strategy == "fsdp2"
-        return Numbers(2, 2 if narrow else 4, autocast=True, on_cuda=on_cuda, dropout=dropout)
+            return Numbers(2, 2, autocast=False, **job)
+        # Of a quantized base norms and embeddings are float32, so that is what its layers return.
+        narrow = (self.narrow_base and not self.bits) or self.strategy == "fsdp2"
+        return Numbers(2, 2 if narrow else 4, autocast=True, **job)
 
     @property
     def narrow_base(self) -> bool:
         # Frozen weights are loaded in model.dtype, random and trained ones are float32.
         return self.half and self.recipe.adapter is not None and self.recipe.model.config is None
+
+    @property
+    def bits(self) -> int:
+        """The width of a quantized base; 0 where it is not."""
+        quantized = self.recipe.model.quantization_config
+        return 0 if quantized is None else 4 if quantized.load_in_4bit else 8
 
     @property
     def dropout(self) -> bool:
@@ -133,7 +144,9 @@ class _Job:
 def estimate_memory(recipe: Recipe, shape: Shape, hardware: Hardware) -> Memory:
     """Return what one process of a run needs at its peak."""
     job = _Job(recipe, shape, hardware)
-    moments = (_at_head, _in_last_block, _in_first_block, _at_step, _in_evaluation)
+    moments = [_at_head, _in_last_block, _in_first_block, _at_step, _in_evaluation]
+    if job.bits and hardware.device == "cpu":
+        moments += [_in_loading, _in_merging]
     return max((moment(job) for moment in moments), key=lambda memory: memory.total)
 
 
@@ -155,10 +168,10 @@ def _moment(job: _Job, moment: str, *, gradients: float = 0.0, activations: floa
 
 def _weights(job: _Job) -> float:
     """Return the bytes of the weights as they are kept between steps."""
-    model, n = job.recipe.model, job.shape.parameters
+    n = job.shape.parameters
     adapters = job.trained if job.recipe.adapter else 0
-    if model.quantization_config is not None:
-        return _quantized(job) + 4 * adapters
+    if job.bits:
+        return _quantized(job) + (2 if job.half and job.zero else 4) * adapters
     if job.offload == "all":
         return 0.0
     shards = job.shards if job.strategy in ("zero3", "fsdp2") else 1
@@ -167,14 +180,36 @@ def _weights(job: _Job) -> float:
 
 
 def _quantized(job: _Job) -> float:
-    """Return a 4 or 8 bit base: its blocks' matrices shrink, all else is kept in float32."""
+    """Return a 4 or 8 bit base: its blocks' matrices shrink, all else is kept in float32.
+
+    DeepSpeed keeps that in bfloat16 where it trains in it.
+    """
     settings, shape = job.recipe.model.quantization_config, job.shape
     assert settings is not None
     matrices = shape.layers * shape.block_matrices
     # A scale for 64 numbers: in float32, or in 8 bit with another scale for 256 of those.
     scales = (1 / 64 + 4 / (64 * 256)) if settings.bnb_4bit_use_double_quant else 4 / 64
-    width = 0.5 + scales if settings.load_in_4bit else 1.0
-    return width * matrices + 4 * (shape.parameters - matrices)
+    width = 0.5 + scales if job.bits == 4 else 1.0
+    rest = 2 if job.half and job.zero else 4
+    return width * matrices + rest * (shape.parameters - matrices)
+
+
+def _whole(job: _Job) -> float:
+    """Return a base's weights in model.dtype, as they are on disk."""
+    return float((2 if job.half else 4) * job.shape.parameters)
+
+
+def _in_loading(job: _Job) -> Memory:
+    """Map the file of a base beside its quantized weights. Needs no optimizer yet."""
+    memory = _moment(job, "loading the base", buffers=_whole(job))
+    return replace(memory, optimizer=0.0)
+
+
+def _in_merging(job: _Job) -> Memory:
+    """Make the whole weights of a quantized base, whose layers go one by one."""
+    embeddings = 4.0 * job.shape.embeddings if job.half else 0.0
+    memory = _moment(job, "merging the adapter", buffers=4.0 * job.trained + embeddings)
+    return replace(memory, weights=_whole(job) + 4 * job.trained)
 
 
 def _optimizer(job: _Job) -> float:
@@ -221,9 +256,10 @@ def _framework(job: _Job) -> float:
 
 def _host(job: _Job) -> float:
     """Return the machine's memory of one process: it loads the whole model before it shards."""
-    model = job.recipe.model
     width = 4 if job.recipe.adapter is None or not job.half else 2
-    loaded = 0.0 if model.quantization_config else float(width * job.shape.parameters)
+    loaded = float(width * job.shape.parameters)
+    if job.bits:  # the first process makes whole weights of it at the end
+        loaded /= job.hardware.processes_per_node
     offloaded = 0.0
     if job.offload != "none":
         offloaded = (ADAM_BYTES + 4 + 4) * job.trained / job.shards
@@ -240,7 +276,8 @@ def _saved(job: _Job) -> tuple[float, float]:
     stream = job.tokens * shape.hidden * numbers.stream
     ends = 2 * stream + job.tokens * 40  # around the blocks; ids, labels and positions
     if recipe.training.gradient_checkpointing:
-        return shape.layers * stream + ends, block
+        kept = job.tokens * kept_bytes(shape, numbers)
+        return shape.layers * (stream + kept) + ends, block - kept
     return shape.layers * block + ends, 0.0
 
 
@@ -279,8 +316,8 @@ def _logits(job: _Job, tokens: int, *, trained: bool) -> float:
         return float(DENSE_HEAD_BYTES * shape.vocab * tokens)
     head = shape.vocab * shape.hidden
     total = CHUNK_HEAD_BYTES * shape.vocab * chunk_size(tokens) + 2 * tokens * shape.hidden * size
-    if job.numbers.autocast and job.recipe.adapter is None:
-        total += 2 * head
+    if job.numbers.autocast and (job.recipe.adapter is None or job.bits):
+        total += 2 * head  # cast from float32
     if trained and job.recipe.adapter is None:
         total += 8 * head
     return float(total)
@@ -314,8 +351,8 @@ def _working(job: _Job) -> float:
     shape, numbers = job.shape, job.numbers
     width = 2 * shape.inner * numbers.compute + 4 * shape.hidden * numbers.stream
     working = float(job.tokens * width)
-    if job.recipe.model.quantization_config is not None:
-        working += 2 * max(a * b for a, b in shape.linear_layers.values())  # in 16 bit, in turn
+    if job.bits:  # each layer's whole weights, in turn
+        working += numbers.compute * max(a * b for a, b in shape.linear_layers.values())
     return working
 
 
