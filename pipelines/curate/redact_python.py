@@ -30,6 +30,9 @@ _F_PREFIX = re.compile(r"(?<!\w)(?:[fF][rR]?|[rR][fF])$")
 _FIELD = re.compile(r"(?<!\{)(?:\{\{)*\{[^{}'\":]*$")
 _F_STRING_CHARS = 1000
 
+# Only these may be code: a product, what a name is set to. A key that its issuer marked is a key,
+# also where `key = sk-...` parses as a difference.
+_CODE_KINDS = frozenset({"email", "password", "secret"})
 # What holds more hits outside of strings than this is data, and no code.
 _MOST_SPARED = 500
 # What the time of parsing grows with: names, numbers, strings, brackets. Code has one in 7 to 20
@@ -47,6 +50,7 @@ def find_code(text: str, edits: Sequence[Edit], *, python: bool) -> set[Edit]:
     `python` says that the text is Python; else that is asked of what parses and defines or imports
     something, and of fenced blocks that are called Python.
     """
+    edits = [edit for edit in edits if edit.kind in _CODE_KINDS]
     if not edits:
         return set()
     found = _find_in(text, edits, [(0, len(text))], certain=python)

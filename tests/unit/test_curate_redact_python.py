@@ -104,6 +104,16 @@ def test_a_list_of_addresses_is_data_whether_it_parses_or_not(parsed):
 
 
 @pytest.mark.parametrize(
+    "key", ["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", "AKIA44OV52TNQFFV7RNL"]
+)
+def test_a_key_that_its_issuer_marked_is_replaced_though_it_parses_without_quotes(key):
+    text = f"import openai\nopenai.key = {key}\ny = a@b.io\n"
+
+    assert is_python(text)
+    assert redacted(text) == text.replace(key, "<KEY>")
+
+
+@pytest.mark.parametrize(
     ("literal", "expected"),
     [
         ("f'{a@b.io} bob@corp.com'", "f'{a@b.io} <EMAIL>'"),
