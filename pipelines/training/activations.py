@@ -50,7 +50,8 @@ def block_bytes(
     if adapter is not None:
         total += _adapter_bytes(shape, numbers, adapter)
     if numbers.bits == 8 and numbers.autocast:
-        total += 2 * shape.hidden * 4  # beside the copies that the adapter's products cast
+        # Beside the copies that the adapter's products cast, also from half precision.
+        total += 2 * shape.hidden * 4 + shape.inner * numbers.compute
     return total
 
 

@@ -277,7 +277,7 @@ def _saved(job: _Job) -> tuple[float, float]:
     ends = 2 * stream + job.tokens * 40  # around the blocks; ids, labels and positions
     if recipe.training.gradient_checkpointing:
         kept = job.tokens * kept_bytes(shape, numbers)
-        return shape.layers * (stream + kept) + ends, block - kept
+        return shape.layers * (stream + kept) + ends, block
     return shape.layers * block + ends, 0.0
 
 

@@ -83,7 +83,7 @@ def test_two_ranks_train_as_one_and_save_the_model_that_they_evaluated(bits, mod
 
     assert curve(two) == pytest.approx(curve(one), abs=2e-5)
     evaluated = [entry["loss"] for entry in two.read("training.json")["eval"]]
-    assert evaluated[-1] < evaluated[0] - 0.5
+    assert evaluated[-1] < evaluated[0] - 0.05
     with safe_open(two.model / "adapter" / "adapter_model.safetensors", framework="pt") as file:
         saved = set(file.keys())
     assert {name for name in saved if "lora_" not in name and "token_adapter" not in name} == set()
