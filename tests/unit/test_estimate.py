@@ -9,6 +9,7 @@ from pipelines import fitting, preflight
 from pipelines.base_model import find_shape
 from pipelines.errors import PreflightError
 from pipelines.fitting import Asked, alternatives, memory_problems
+from pipelines.hardware_settings import Hardware
 from pipelines.machine import Machine
 from pipelines.overrides import parse_override
 from pipelines.recipe import load_hardware, load_recipe
@@ -159,6 +160,28 @@ def test_memory_of_known_cases_is_what_they_are_known_to_take(changes, low, high
     memory = estimate_memory(recipe, find_shape(recipe), load_hardware(recipe.hardware))
 
     assert low < memory.total / GIB < high
+
+
+def test_a_quantized_base_passes_through_main_memory_whole_and_in_8_bit_keeps_inputs():
+    def memory(bits, hardware, **changes):
+        overrides = {"model.quantization_config": {f"load_in_{bits}bit": True}, **changes}
+        recipe = load_recipe("scikit-learn", overrides=overrides)
+        return estimate_memory(recipe, find_shape(recipe), hardware)
+
+    cpu, gpu = (Hardware(device=device, strategy="ddp") for device in ("cpu", "cuda"))
+    small = {
+        "training.per_device_train_batch_size": 1,
+        "training.per_device_eval_batch_size": 1,
+        "tokenization.block_size": 512,
+    }
+    whole = 2 * 1.137e9  # in bfloat16
+    found = memory(4, cpu, **small)
+    assert found.moment == "loading the base"
+    assert found.buffers == pytest.approx(whole, rel=0.01)
+    assert memory(4, gpu).host > whole > memory(4, gpu).weights
+    # 24 layers keep 16,384 and 20,480 bytes of each of 32,768 tokens, and one whole input more.
+    extra = memory(8, gpu).activations - memory(4, gpu).activations
+    assert extra == pytest.approx(24 * 36_864 * 32_768, rel=0.1)
 
 
 def test_checkpointing_takes_less_memory_and_longer_rows_more():
