@@ -29,9 +29,9 @@ import pyarrow as pa
 
 from pipelines.engine import Built, Job, Outcome
 from pipelines.manifest import Counts
-from pipelines.model_settings import ScratchConfig
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.runs import TRAINER, open_run
+from pipelines.settings.model import ScratchConfig
 from pipelines.store import StageRef, StageSpec, Store
 from pipelines.training.environment import child_environment, hardware_of
 from pipelines.training.estimate import GIB, Memory, estimate_memory

@@ -4,7 +4,7 @@ from prefect import State, flow
 from prefect.states import Completed
 
 from pipelines.plan import data_root, open_store
-from pipelines.preflight import check, check_run
+from pipelines.preflight.checks import check, check_run
 from pipelines.runs import find_run
 from tasks import reports
 from tasks.steps import explained

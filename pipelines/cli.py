@@ -246,10 +246,10 @@ def doctor(recipe: str, data: str | None, overrides: tuple[str, ...], smoke: boo
 
     Exit code 1: it cannot run here; what would is shown.
     """
-    from pipelines.doctor import doctor as diagnose
-    from pipelines.fitting import Asked
     from pipelines.overrides import parse_override
     from pipelines.plan import data_root
+    from pipelines.preflight.doctor import doctor as diagnose
+    from pipelines.preflight.fitting import Asked
 
     changes: dict[str, Any] = dict(parse_override(text) for text in overrides)
     for line in diagnose(Asked(recipe, data, changes, smoke), data_root()):
@@ -302,7 +302,7 @@ def import_config(file: Path, deepspeed: Path | None, output: Path | None) -> No
 
     Says what was renamed, what has no meaning here, and what is in conflict.
     """
-    from pipelines.import_config import import_config as convert
+    from pipelines.importing.config import import_config as convert
     from pipelines.store import write_atomic
 
     if output is not None and not output.parent.is_dir():

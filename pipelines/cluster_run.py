@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.errors import PreflightError
 from pipelines.overrides import parse_override
 from pipelines.plan import Refs, data_root, open_store, prepare
-from pipelines.preflight import check, hardware_problems
+from pipelines.preflight.checks import check, hardware_problems
 from pipelines.recipe import Recipe, load_hardware, load_recipe
 from pipelines.runs import open_run
 from pipelines.sources.fetch import fetch_missing

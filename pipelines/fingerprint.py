@@ -13,31 +13,29 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from pipelines.syntax import parse_python
+
 FORMAT = 1
 ROOT = Path(__file__).resolve().parent.parent
 FRAME = frozenset(
     {
         "pipelines.engine",
         "pipelines.errors",
-        "pipelines.fim_settings",
         "pipelines.fingerprint",
         "pipelines.manifest",
-        "pipelines.model_settings",
         "pipelines.overrides",
         "pipelines.plan",
-        "pipelines.preference_settings",
         "pipelines.recipe",
         "pipelines.runs",
         "pipelines.smoke_template",
         "pipelines.sources.fetch",
         "pipelines.store",
-        "pipelines.template_settings",
         "pipelines.training.plots",
     }
 )
 
 # Settings enter a key by value, and what spiders fetch by its bytes.
-FRAME_PACKAGES = ("pipelines.source_settings", "pipelines.spiders")
+FRAME_PACKAGES = ("pipelines.settings", "pipelines.spiders")
 
 
 def code_digest(*modules: str) -> str:
@@ -60,7 +58,7 @@ def reachable(*modules: str) -> set[str]:
 
 @functools.cache
 def _parse(name: str) -> ast.Module:
-    return ast.parse(_path(name).read_text(encoding="utf-8"))
+    return parse_python(_path(name).read_text(encoding="utf-8"))
 
 
 def _statements(tree: ast.Module) -> Iterator[ast.AST]:

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.errors import RecipeError, did_you_mean
-from pipelines.hardware_settings import Hardware
 from pipelines.overrides import load_mapping
 from pipelines.recipe_problems import explain
+from pipelines.settings.hardware import Hardware
 
 FOLDER = "hardware"
 

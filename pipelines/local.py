@@ -10,10 +10,10 @@ from pipelines.evals.card import write_card
 from pipelines.evals.launch import evaluate
 from pipelines.evals.publish import publish
 from pipelines.evals.scorecard import Verdict, verdict
-from pipelines.fitting import Asked
 from pipelines.plan import Refs, data_root, open_store, prepare
 from pipelines.prefer import prefer, preference_settings, summary
-from pipelines.preflight import check, check_run
+from pipelines.preflight.checks import check, check_run
+from pipelines.preflight.fitting import Asked
 from pipelines.runs import Run, open_run
 from pipelines.sources.fetch import fetch_missing
 from pipelines.training.launch import launch

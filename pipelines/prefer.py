@@ -25,7 +25,6 @@ from pipelines.curate.redact_text import find_edits, redact
 from pipelines.errors import RecipeError, StarloomError, TrainingError
 from pipelines.manifest import digest_of, sha256_file
 from pipelines.overrides import set_dotted
-from pipelines.preference_settings import Preference
 from pipelines.recipe import Recipe
 from pipelines.recipe_problems import explain
 from pipelines.records import read_rows
@@ -33,6 +32,7 @@ from pipelines.render.encode import load_tokenizer
 from pipelines.render.pairs import Pair, encode_pairs
 from pipelines.render.templates import get_template
 from pipelines.runs import PREFERRED, Run
+from pipelines.settings.preference import Preference
 from pipelines.store import Store, locked, sync_folder
 from pipelines.training.environment import hardware_of
 from pipelines.training.preference import COLUMNS, check_trl, train_preferences

@@ -12,11 +12,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RecipeError, did_you_mean
-from pipelines.fim_settings import Fim
 from pipelines.hardware_files import is_hardware_path, locate_hardware, read_hardware
-from pipelines.hardware_settings import Hardware
 from pipelines.language_codes import language_label
-from pipelines.model_settings import Model
 from pipelines.overrides import (
     apply_data,
     apply_smoke,
@@ -25,13 +22,16 @@ from pipelines.overrides import (
     set_dotted,
     yield_to_overrides,
 )
-from pipelines.preference_settings import Preference
 from pipelines.recipe_problems import explain
-from pipelines.section import Count, Fraction, Section
+from pipelines.settings.fim import Fim
+from pipelines.settings.hardware import Hardware
+from pipelines.settings.model import Model
+from pipelines.settings.preference import Preference
+from pipelines.settings.section import Count, Fraction, Section
+from pipelines.settings.sources import Source
+from pipelines.settings.template import Template
+from pipelines.settings.training import Adapter, Training
 from pipelines.smoke_template import keep_own_template
-from pipelines.source_settings import Source
-from pipelines.template_settings import Template
-from pipelines.training_settings import Adapter, Training
 
 
 class Tokenizer(Section):

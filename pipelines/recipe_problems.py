@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import did_you_mean
-from pipelines.source_settings import source_types
+from pipelines.settings.sources import source_types
 
 # The login of an address, and the values of its query.
 SECRETS = re.compile(r"(://)[^/@\s]+(@)|([?&][\w.-]+=)[^&\s'\"]+")

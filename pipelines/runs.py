@@ -19,11 +19,11 @@ import yaml
 
 from pipelines.errors import StarloomError, did_you_mean
 from pipelines.fingerprint import code_digest, git_sha
-from pipelines.hardware_settings import LAUNCH_KEYS
 from pipelines.manifest import digest_of, sha256_file
 from pipelines.recipe import Recipe, load_hardware
+from pipelines.settings.hardware import LAUNCH_KEYS
+from pipelines.settings.training import WATCH_KEYS
 from pipelines.store import StageRef, ref_to_dict, write_atomic
-from pipelines.training_settings import WATCH_KEYS
 
 TRAINER = "pipelines.training.trainer"
 EVALUATOR = "pipelines.evals.evaluate"

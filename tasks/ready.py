@@ -8,9 +8,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from pipelines.errors import ServiceError
 from pipelines.evals.push import TOKEN, check_push
-from pipelines.fitting import Asked
 from pipelines.plan import data_root
-from pipelines.preflight import check
+from pipelines.preflight.checks import check
+from pipelines.preflight.fitting import Asked
 from pipelines.recipe import Recipe, load_recipe
 from pipelines.training.preference import check_trl
 from tasks.cluster import check_cluster

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines.evals.scorecard import verdict
-from pipelines.hardware_settings import Hardware
 from pipelines.lineage import Lineage, license_rows, reasons_text
 from pipelines.markdown import cell, fence, table
 from pipelines.recipe import Recipe, load_hardware
+from pipelines.settings.hardware import Hardware
 
 MAX_SAMPLE_CHARS = 600
 GB = 10**9

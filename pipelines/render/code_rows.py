@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipelines.fim_settings import Fim
 from pipelines.records import Row
 from pipelines.render.drops import Drops
 from pipelines.render.fim import LEFT_TO_RIGHT, ORDERS, Order, Rules, choose_rules
@@ -14,6 +13,7 @@ from pipelines.render.fragments import File, Fragment, Splitter
 from pipelines.render.pieces import Piece
 from pipelines.render.repositories import Place, Separators, join_files
 from pipelines.render.sentinels import Sentinels
+from pipelines.settings.fim import Fim
 
 
 @dataclass(slots=True)

@@ -20,7 +20,6 @@ from tokenizers import Tokenizer
 
 from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Work
 from pipelines.errors import TemplateError
-from pipelines.fim_settings import Fim
 from pipelines.manifest import Counts
 from pipelines.recipe import Recipe
 from pipelines.records import Row
@@ -39,6 +38,7 @@ from pipelines.render.text_encoder import (
 )
 from pipelines.render.token_fim import TokenRules, choose_token_rules, permute_rows
 from pipelines.render.truncation import choose_windows, count_turns, window_pieces
+from pipelines.settings.fim import Fim
 
 DEPENDS = ("tokenizers", "pyarrow")
 

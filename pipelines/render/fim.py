@@ -14,10 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from pipelines.fim_settings import Fim
 from pipelines.render.pieces import END_OF_TEXT, Piece, content, control
 from pipelines.render.sentinels import STARCODER, Sentinels
 from pipelines.render.syntax_spans import list_spans
+from pipelines.settings.fim import Fim
 
 PREFIX, MIDDLE, SUFFIX = STARCODER.prefix, STARCODER.middle, STARCODER.suffix
 SENTINELS = (PREFIX, MIDDLE, SUFFIX)

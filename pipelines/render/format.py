@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 from pipelines.engine import Built, Input, Job, Outcome, Params, ShardReport, Work
 from pipelines.errors import TemplateError
-from pipelines.fim_settings import Fim
 from pipelines.manifest import Counts
 from pipelines.recipe import Recipe
 from pipelines.records import Row, read_rows
@@ -42,7 +41,8 @@ from pipelines.render.sentinels import STARCODER, find_sentinels
 from pipelines.render.splits import TRAIN, list_extra_splits
 from pipelines.render.templates import Template, Unrenderable, get_template
 from pipelines.render.text_encoder import SAMPLED_ROWS, SAMPLED_SHARDS
-from pipelines.template_settings import Template as Settings
+from pipelines.settings.fim import Fim
+from pipelines.settings.template import Template as Settings
 
 DEPENDS = ("tokenizers", "pyarrow")
 

@@ -8,8 +8,8 @@ held-out code in each order.
 from collections.abc import Iterator
 from typing import Any
 
-from pipelines.fim_settings import Fim
 from pipelines.render.fim import ORDERS, is_permuted
+from pipelines.settings.fim import Fim
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "validation", "test")
 

@@ -26,7 +26,7 @@ from pipelines.render.turn_formats import (
     read_format,
     starchat_format,
 )
-from pipelines.template_settings import Template as Settings
+from pipelines.settings.template import Template as Settings
 
 __all__ = [
     "CHAT_TOKENS",

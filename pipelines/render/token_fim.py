@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from pipelines.fim_settings import Fim
 from pipelines.render.fim import Draw, permute_tokens
 from pipelines.render.piece_columns import Tokens
 from pipelines.render.sentinels import find_sentinels
+from pipelines.settings.fim import Fim
 
 
 @dataclass(frozen=True, slots=True)

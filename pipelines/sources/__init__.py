@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 from pipelines.engine import Params, Work
 from pipelines.errors import PreflightError
 from pipelines.recipe import Recipe
-from pipelines.source_settings import Source
+from pipelines.settings.sources import Source
 from pipelines.sources.raw import Fetched, Raw, Read, Window
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.errors import RecipeError, SourceError, did_you_mean
 from pipelines.recipe import load_recipe, recipe_names
-from pipelines.source_settings import Source
+from pipelines.settings.sources import Source
 from pipelines.sources import get_source
 from pipelines.sources.fetch import fetch_source, raw_folder
 from pipelines.sources.raw import Fetched, Window

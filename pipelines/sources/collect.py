@@ -14,7 +14,7 @@ from pipelines.engine import Built, Input, ShardReport, Work
 from pipelines.fingerprint import code_digest
 from pipelines.manifest import Counts
 from pipelines.recipe import Recipe
-from pipelines.source_settings import Source
+from pipelines.settings.sources import Source
 from pipelines.sources import MODULES, get_source
 from pipelines.sources.raw import Raw, Read, digest_raw
 

@@ -16,7 +16,7 @@ from pipelines.errors import SourceError
 from pipelines.manifest import digest_of
 from pipelines.plan import data_root
 from pipelines.recipe import Recipe
-from pipelines.source_settings import Source
+from pipelines.settings.sources import Source
 from pipelines.sources import get_source
 from pipelines.sources.raw import FETCHED, Fetched, Window
 from pipelines.store import locked, write_atomic

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from pipelines.errors import SourceError
-from pipelines.source_settings import RepositorySource
+from pipelines.settings.sources import RepositorySource
 from pipelines.sources.checkout import ATTRIBUTES_FILE
 from pipelines.sources.fetch import fetched_folder
 from pipelines.sources.licenses import LICENSE_FILE, folder_licenses

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from pipelines.errors import SourceError
-from pipelines.source_settings import Source
+from pipelines.settings.sources import Source
 from pipelines.sources import get_source
 from pipelines.sources.fetch import fetch_source
 from pipelines.sources.preview import detect_source, read_sample

@@ -16,7 +16,7 @@ from pipelines.engine import ShardReport, Work
 from pipelines.errors import RecipeError, SourceError
 from pipelines.manifest import Counts
 from pipelines.records import Row, read_rows
-from pipelines.source_settings import Source
+from pipelines.settings.sources import Source
 from pipelines.sources import MODULES, get_source
 from pipelines.sources.dataset.layout import ARROW, PARQUET, kind_of, list_files, select_files
 from pipelines.sources.dataset.spool import read_head

@@ -14,7 +14,7 @@ from pipelines.engine import Params, Work
 from pipelines.errors import SourceError
 from pipelines.manifest import Counts, digest_of
 from pipelines.plan import data_root
-from pipelines.source_settings import RepositorySource
+from pipelines.settings.sources import RepositorySource
 from pipelines.sources import github
 from pipelines.sources.archive import ARCHIVES, digest_archive, is_archive, unpack
 from pipelines.sources.checkout import ATTRIBUTES_FILE, IGNORE_FILE, list_checkout, read_attributes

@@ -6,8 +6,8 @@ likewise for GPT); a test compares the counts with what torch saves. Widths are 
 
 from dataclasses import dataclass
 
+from pipelines.settings.training import Adapter
 from pipelines.training.shapes import Shape
-from pipelines.training_settings import Adapter
 
 # Bytes for each logit. Of all logits at once: those of trained tokens picked, their
 # log-probabilities, the gradients of the loss by either, in float32. Of a chunk: the logits and

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import TrainingError
+from pipelines.settings.training import Adapter
 from pipelines.training.embeddings import trained_rows
 from pipelines.training.quantization import dequantize, is_quantized, prepare_quantized
 from pipelines.training.targets import describe_targets, leaf_names, resolve_targets
-from pipelines.training_settings import Adapter
 
 logger = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipelines.model_settings import ScratchConfig
+from pipelines.settings.model import ScratchConfig
 
 DROPOUTS = (
     "attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "hidden_dropout",

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
+from pipelines.settings.hardware import Hardware
+from pipelines.settings.training import OWN_KEYS
 from pipelines.training.deepspeed_config import deepspeed_config, offload_devices
 from pipelines.training.fsdp import fsdp_config, reduce_in_float32
-from pipelines.training_settings import OWN_KEYS
 
 # Longer than the heartbeat waits, whose error says what hung; torch's own default without it.
 COLLECTIVE_SECONDS = 1800

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from pipelines.settings.training import Training
 from pipelines.training.progress import Progress
-from pipelines.training_settings import Training
 
 SECONDS_PER_HOUR = 3600.0
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import DiskFull, TrainingError
-from pipelines.hardware_settings import Hardware
+from pipelines.settings.hardware import Hardware
+from pipelines.settings.training import Training
 from pipelines.store import sync_folder, write_atomic
-from pipelines.training_settings import Training
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipelines.base_model import find_config
-from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
+from pipelines.settings.hardware import Hardware
 
 COMPILERS = ("gcc", "clang")  # what Triton looks for
 

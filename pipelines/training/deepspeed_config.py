@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.errors import RecipeError, did_you_mean
-from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
+from pipelines.settings.hardware import Hardware
 
 STAGES = {"zero2": 2, "zero3": 3}
 ADAMW = ("Adam", "AdamW")

@@ -8,8 +8,8 @@ import math
 import time
 from dataclasses import dataclass
 
-from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
+from pipelines.settings.hardware import Hardware
 from pipelines.training.flops import find_peak
 from pipelines.training.shapes import Shape
 

@@ -8,9 +8,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
 from pipelines.runs import Run
+from pipelines.settings.hardware import Hardware
 from pipelines.training.reporters import passes
 
 ALLOWED = {

@@ -9,8 +9,8 @@ peaks.
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
+from pipelines.settings.hardware import Hardware
 from pipelines.training.activations import (
     CHUNK_HEAD_BYTES,
     DENSE_HEAD_BYTES,

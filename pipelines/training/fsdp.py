@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipelines.errors import TrainingError
-from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
+from pipelines.settings.hardware import Hardware
 
 # The blocks of the architectures that models from `config` have; for the dry run only.
 BLOCKS = {

@@ -4,8 +4,8 @@ import shutil
 from collections.abc import Callable
 
 from pipelines.errors import TrainingError
-from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
+from pipelines.settings.hardware import Hardware
 from pipelines.training.deepspeed_config import deepspeed_problems, offload_devices
 from pipelines.training.launchers import (
     EndpointError,

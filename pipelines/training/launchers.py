@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 
 from pipelines.errors import TrainingError
-from pipelines.hardware_settings import Hardware, check_endpoint
 from pipelines.runs import TRAINER, Run
+from pipelines.settings.hardware import Hardware, check_endpoint
 from pipelines.store import Store
 
 ENDPOINT, RANK = "STARLOOM_RDZV_ENDPOINT", "STARLOOM_NODE_RANK"

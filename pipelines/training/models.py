@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import CONFIG_NAME
 
 from pipelines.errors import RecipeError, StoreError, TrainingError
-from pipelines.model_settings import ScratchConfig
 from pipelines.recipe import Recipe
+from pipelines.settings.model import ScratchConfig
 from pipelines.training.adapters import ADAPTER, add_adapter, has_adapter, save_and_merge
 from pipelines.training.architectures import scratch_config, set_dropout
 from pipelines.training.embeddings import add_rows, find_new_ids, num_ids, padded_size

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pipelines.errors import PreflightError, TrainingError
-from pipelines.preference_settings import Preference
+from pipelines.settings.preference import Preference
 
 MISSING = (
     "the preference stage needs trl, which is not installed; `pip install -e .[trl]` in the "

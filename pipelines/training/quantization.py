@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from pipelines.errors import TrainingError
-from pipelines.hardware_settings import Hardware
-from pipelines.model_settings import Quantization
 from pipelines.recipe import Recipe
+from pipelines.settings.hardware import Hardware
+from pipelines.settings.model import Quantization
 
 # What splits weights over ranks: of 4-bit ones FSDP2 cannot gather the scales, and in 8 bit
 # bitsandbytes puts the whole weight back where ZeRO-3 took it away.

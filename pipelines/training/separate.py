@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pipelines.errors import StarloomError
 from pipelines.fingerprint import ROOT
-from pipelines.hardware_settings import Hardware
 from pipelines.recipe import Recipe
+from pipelines.settings.hardware import Hardware
 from pipelines.training.environment import child_environment
 
 GRACE_SECONDS = 5

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.model_settings import ScratchConfig
-from pipelines.training_settings import Adapter
+from pipelines.settings.model import ScratchConfig
+from pipelines.settings.training import Adapter
 
 GATED = ("llama", "qwen2")
 PADDED_TO = 128

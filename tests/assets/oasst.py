@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from pipelines.engine import Work
 from pipelines.records import read_rows
-from pipelines.source_settings import OasstSource
+from pipelines.settings.sources import OasstSource
 from pipelines.sources import oasst
 
 READY = "ready_for_export"

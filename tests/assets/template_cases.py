@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from pipelines.render.encode import load_tokenizer
 from pipelines.render.templates import added_tokens, get_template
 from pipelines.render.vocabulary import SPECIAL_TOKENS_MAP, STARCODER_TOKENS
-from pipelines.template_settings import Template as Settings
+from pipelines.settings.template import Template as Settings
 from tests.assets.rendering import CORPUS, train_tokenizer
 
 GOLDEN = Path(__file__).parent / "golden"

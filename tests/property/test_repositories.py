@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from pipelines.errors import TemplateError
-from pipelines.fim_settings import Fim
 from pipelines.render.code_rows import CodeFormatter
 from pipelines.render.drops import Drops
 from pipelines.render.encode import encode_pieces
@@ -18,6 +17,7 @@ from pipelines.render.fragments import Splitter
 from pipelines.render.repositories import STARCODER2, cut_series, find_place, find_separators
 from pipelines.render.sentinels import STARCODER
 from pipelines.render.text_encoder import open_encoder
+from pipelines.settings.fim import Fim
 from tests.assets.rendering import record, small_tokenizer
 
 FILE_SEP = STARCODER2.file

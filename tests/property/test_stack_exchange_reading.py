@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pipelines.engine import Job, Work
 from pipelines.records import read_rows
-from pipelines.source_settings import StackExchangeSource
+from pipelines.settings.sources import StackExchangeSource
 from pipelines.sources import stack_exchange
 from pipelines.sources.stack_exchange import dump, imports
 from pipelines.sources.stack_exchange.dump import find_extent, read_range

@@ -11,9 +11,9 @@ import pytest
 
 from pipelines.errors import TrainingError
 from pipelines.prefer import prefer
-from pipelines.preference_settings import Preference
 from pipelines.runs import find_run
 from pipelines.serve.generate import generate
+from pipelines.settings.preference import Preference
 from pipelines.training.reload import check_saved
 from tests.assets.finished_runs import make_finished_run, make_records
 from tests.assets.tiny_models import KINDS, SHAPES, check_merged, write_base_model
@@ -97,7 +97,7 @@ def test_a_killed_preference_stage_leaves_no_process_and_no_half_of_a_model(run_
 STARTER = """
 import sys
 from pathlib import Path
-from pipelines.preference_settings import Preference
+from pipelines.settings.preference import Preference
 from pipelines.prefer import prefer
 from pipelines.runs import Run
 from pipelines.store import Store

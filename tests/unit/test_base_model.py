@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 
 from pipelines.base_model import model_problems
-from pipelines.preflight import position_problems
+from pipelines.preflight.checks import position_problems
 from pipelines.recipe import load_recipe
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.errors import PreflightError, RecipeError, SourceError
 from pipelines.recipe import load_recipe
-from pipelines.source_settings import CodeQaSource
+from pipelines.settings.sources import CodeQaSource
 from pipelines.sources import check_sources
 from pipelines.sources.code_qa import chat
 from pipelines.sources.code_qa.generate import REQUEST

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import PreflightError, SourceError
-from pipelines.source_settings import DatasetSource
+from pipelines.settings.sources import DatasetSource
 from pipelines.sources import check_sources
 from pipelines.sources.dataset import locate
 from pipelines.sources.dataset.layout import card_license, split_of

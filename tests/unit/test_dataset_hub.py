@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from pipelines.errors import SourceError
-from pipelines.source_settings import DatasetSource
+from pipelines.settings.sources import DatasetSource
 from pipelines.sources import get_source
 from pipelines.sources.dataset import hub
 from pipelines.sources.fetch import fetch_source, raw_folder

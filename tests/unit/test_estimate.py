@@ -5,14 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines import fitting, preflight
 from pipelines.base_model import find_shape
 from pipelines.errors import PreflightError
-from pipelines.fitting import Asked, alternatives, memory_problems
-from pipelines.hardware_settings import Hardware
-from pipelines.machine import Machine
 from pipelines.overrides import parse_override
+from pipelines.preflight import checks, fitting
+from pipelines.preflight.fitting import Asked, alternatives, memory_problems
+from pipelines.preflight.machine import Machine
 from pipelines.recipe import load_hardware, load_recipe
+from pipelines.settings.hardware import Hardware
+from pipelines.settings.training import Adapter
 from pipelines.training.activations import Numbers, block_bytes, chunk_size
 from pipelines.training.duration import count_steps, estimate_length, flops_per_token
 from pipelines.training.estimate import GIB, estimate_memory
@@ -23,7 +24,6 @@ from pipelines.training.schedule import (
     warmup_steps,
 )
 from pipelines.training.shapes import KNOWN, known_shape, read_shape
-from pipelines.training_settings import Adapter
 
 LAPTOP = Machine(0, None, None, 24 * GIB)
 ONE_80 = Machine(1, "NVIDIA A100", 80e9, 500 * GIB)
@@ -238,11 +238,11 @@ def test_a_run_that_cannot_fit_gets_two_commands_that_do(recipe, changes, machin
 
 def test_a_host_without_gpu_says_what_oasst_needs_and_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(preflight, "look_around", lambda: LAPTOP)
-    monkeypatch.setattr(preflight, "count_gpus", lambda: 0)
+    monkeypatch.setattr(checks, "look_around", lambda: LAPTOP)
+    monkeypatch.setattr(checks, "count_gpus", lambda: 0)
 
     with pytest.raises(PreflightError) as error:
-        preflight.check(load_recipe("oasst"), tmp_path, train_here=True)
+        checks.check(load_recipe("oasst"), tmp_path, train_here=True)
 
     text = str(error.value)
     assert "needs 8 GPU(s), 0 here (each with" in text
@@ -257,12 +257,12 @@ def test_a_host_without_gpu_says_what_oasst_needs_and_what_to_run(tmp_path, monk
 
 def test_a_cpu_run_too_large_for_main_memory_is_refused_with_the_parts(tmp_path, monkeypatch):
     small = replace(LAPTOP, memory=1.5 * GIB)
-    monkeypatch.setattr(preflight, "look_around", lambda: small)
-    monkeypatch.setattr(preflight, "sample_problems", lambda recipe: (None, []))
+    monkeypatch.setattr(checks, "look_around", lambda: small)
+    monkeypatch.setattr(checks, "sample_problems", lambda recipe: (None, []))
     large = {"model.config.n_embd": 1024, "model.config.n_head": 16, "model.config.n_layer": 12}
 
     with pytest.raises(PreflightError, match=r"memory: full fine-tuning of 0.13 B .* per process"):
-        preflight.check(load_recipe("quickstart", overrides=large), tmp_path, train_here=True)
+        checks.check(load_recipe("quickstart", overrides=large), tmp_path, train_here=True)
 
 
 def test_steps_are_those_that_the_trainer_computes():

@@ -4,9 +4,9 @@ import pytest
 
 from pipelines.errors import RecipeError
 from pipelines.hardware_files import hardware_names, read_hardware
-from pipelines.hardware_settings import LAUNCH_KEYS, Hardware
 from pipelines.recipe import load_hardware, load_recipe
 from pipelines.runs import open_run, run_key_parts
+from pipelines.settings.hardware import LAUNCH_KEYS, Hardware
 from pipelines.training.deepspeed_config import deepspeed_config, deepspeed_problems
 from pipelines.training.environment import hardware_of
 from pipelines.training.fsdp import BLOCKS, fsdp_config

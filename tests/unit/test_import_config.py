@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.errors import RecipeError
-from pipelines.import_config import import_config
-from pipelines.imported_names import IGNORED, RENAMED
+from pipelines.importing.config import import_config
+from pipelines.importing.names import IGNORED, RENAMED
 from pipelines.recipe import Recipe, load_recipe
-from pipelines.training_settings import Training
+from pipelines.settings.training import Training
 
 STARCHAT = Path(__file__).parent.parent / "assets" / "starchat"
 

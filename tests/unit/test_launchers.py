@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from pipelines import cli
 from pipelines.errors import TrainingError
 from pipelines.hardware_files import hardware_names
-from pipelines.hardware_settings import Hardware
 from pipelines.recipe import load_hardware
+from pipelines.settings.hardware import Hardware
 from pipelines.training import launch as launching
 from pipelines.training import launchers, nodes
 from pipelines.training.dry_run import describe, prepared

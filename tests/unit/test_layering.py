@@ -79,7 +79,8 @@ def test_no_two_packages_of_pipelines_import_each_other():
     }
 
     assert mutual == set()
-    assert arrows["sources"] <= {".", "sources", "source_settings", "spiders"}
+    assert arrows["sources"] <= {".", "sources", "settings", "spiders"}
+    assert arrows["settings"] <= {".", "settings"}
     assert "sources" not in arrows["render"] | arrows["training"]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.errors import PreflightError, RecipeError, SourceError
 from pipelines.recipe import load_recipe
-from pipelines.source_settings import OasstSource
+from pipelines.settings.sources import OasstSource
 from pipelines.sources import check_sources
 from pipelines.sources.oasst import rows as rows_module
 from pipelines.sources.oasst import trees as trees_module

@@ -11,7 +11,7 @@ from huggingface_hub import constants, errors
 
 from pipelines.errors import SourceError
 from pipelines.hub_access import hub_errors
-from pipelines.source_settings import OasstSource
+from pipelines.settings.sources import OasstSource
 from pipelines.sources import oasst
 from pipelines.sources.fetch import fetch_source, raw_folder
 from tests.assets.curation import curation_recipe, rows_of, run_stages, write_files

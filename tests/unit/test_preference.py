@@ -8,13 +8,13 @@ import torch
 from pipelines import prefer
 from pipelines.errors import PreflightError, RecipeError, StarloomError, TrainingError
 from pipelines.jsonlines import read_lines
-from pipelines.preference_settings import Preference
 from pipelines.recipe import load_recipe
 from pipelines.render.encode import encode_pieces
 from pipelines.render.pairs import encode_pairs
 from pipelines.render.templates import get_template
 from pipelines.runs import find_run
-from pipelines.template_settings import Template
+from pipelines.settings.preference import Preference
+from pipelines.settings.template import Template
 from pipelines.training import preference
 from pipelines.training.models import load_trained
 from pipelines.training.preference import (

@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from pipelines import preflight
-from pipelines.dataset_checks import Dataset, trained_problems
 from pipelines.errors import PreflightError
 from pipelines.manifest import Manifest
+from pipelines.preflight import checks
+from pipelines.preflight.dataset import Dataset, trained_problems
 from pipelines.recipe import load_recipe, recipe_names
 from tests.assets.training_runs import make_run
 
@@ -20,16 +20,16 @@ Disk = namedtuple("Disk", "total used free")
 
 
 def test_the_quickstart_is_ready_on_a_machine_without_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "count_gpus", lambda: 0)
+    monkeypatch.setattr(checks, "count_gpus", lambda: 0)
 
-    preflight.check(load_recipe("quickstart"), tmp_path / "not" / "there" / "yet", train_here=True)
+    checks.check(load_recipe("quickstart"), tmp_path / "not" / "there" / "yet", train_here=True)
 
 
 def test_a_disk_below_the_estimate_is_refused_with_the_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Disk(10**9, 9 * 10**8, 10**8))
 
     with pytest.raises(PreflightError) as error:
-        preflight.check(load_recipe("quickstart"), tmp_path)
+        checks.check(load_recipe("quickstart"), tmp_path)
 
     assert "0.1 GB free, about 0.7 GB needed; free some space or set STARLOOM_DATA" in str(
         error.value
@@ -40,11 +40,11 @@ def test_a_recipe_that_lacks_source_model_and_gpu_names_all_three_in_one_line(
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(preflight, "count_gpus", lambda: 0)
+    monkeypatch.setattr(checks, "count_gpus", lambda: 0)
 
     nowhere = load_recipe("oasst", overrides={"sources.0.path": "nowhere"})
     with pytest.raises(PreflightError) as error:
-        preflight.check(nowhere, tmp_path, train_here=True)
+        checks.check(nowhere, tmp_path, train_here=True)
 
     text = str(error.value)
     assert "\n" not in text
@@ -56,7 +56,7 @@ def test_a_recipe_that_lacks_source_model_and_gpu_names_all_three_in_one_line(
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_can_start_where_its_sources_can_be_fetched(name, tmp_path):
-    preflight.check(load_recipe(name, smoke=True), tmp_path)
+    checks.check(load_recipe(name, smoke=True), tmp_path)
 
 
 def test_a_model_folder_with_pickle_weights_is_refused(tmp_path):
@@ -65,7 +65,7 @@ def test_a_model_folder_with_pickle_weights_is_refused(tmp_path):
     recipe = load_recipe("scikit-learn", overrides={"model.model_name_or_path": str(tmp_path)})
 
     with pytest.raises(PreflightError, match=r"no \*.safetensors \(pickle weights are refused\)"):
-        preflight.check(recipe, tmp_path)
+        checks.check(recipe, tmp_path)
 
 
 def test_the_parameter_count_equals_the_model_that_is_built():
@@ -85,7 +85,7 @@ def test_the_parameter_count_equals_the_model_that_is_built():
         )
     )
 
-    counted = preflight.count_parameters(recipe)
+    counted = checks.count_parameters(recipe)
 
     assert abs(counted / model.num_parameters() - 1) < 0.01
 
@@ -96,7 +96,7 @@ def test_the_data_stages_of_a_gated_model_ask_for_its_tokenizer_only(tmp_path, m
     recipe = load_recipe("scikit-learn")
 
     with pytest.raises(PreflightError) as error:
-        preflight.check(recipe, tmp_path, data_only=True)
+        checks.check(recipe, tmp_path, data_only=True)
 
     text = str(error.value)
     assert f"tokenizer of {named!r} is not in the local cache" in text
@@ -125,7 +125,7 @@ def test_gated_weights_without_access_name_page_and_login(token, who, tmp_path, 
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
 
     with pytest.raises(PreflightError) as error:
-        preflight.check(load_recipe("scikit-learn"), tmp_path)
+        checks.check(load_recipe("scikit-learn"), tmp_path)
 
     assert f"is gated and {who}: accept its license on" in str(error.value)
     assert "https://huggingface.co/bigcode/starcoderbase-1b" in str(error.value)
@@ -152,7 +152,7 @@ def test_a_revision_that_a_model_lacks_is_named(tmp_path, monkeypatch):
     recipe = load_recipe("scikit-learn", overrides={"model.revision": "v9"})
 
     with pytest.raises(PreflightError) as error:
-        preflight.check(recipe, tmp_path)
+        checks.check(recipe, tmp_path)
 
     page = "https://huggingface.co/bigcode/starcoderbase-1b"
     assert f"'bigcode/starcoderbase-1b' has no revision 'v9': see {page}; " in str(error.value)
@@ -162,7 +162,7 @@ def test_a_block_above_the_positions_of_a_hub_model_is_refused_without_the_model
     recipe = load_recipe("scikit-learn", overrides={"tokenization.block_size": 16_384})
 
     with pytest.raises(PreflightError, match="block_size 16384 is above the 8192 positions"):
-        preflight.check(recipe, tmp_path)
+        checks.check(recipe, tmp_path)
 
 
 def test_a_recipe_that_would_train_no_token_is_refused(tmp_path):
@@ -175,19 +175,19 @@ def test_a_recipe_that_would_train_no_token_is_refused(tmp_path):
     changes = {"sources": [source], "template": {"name": "chatml"}, "fim": {}}
 
     with pytest.raises(PreflightError, match="not one record with something to train on"):
-        preflight.check(load_recipe("quickstart", overrides=changes), tmp_path)
+        checks.check(load_recipe("quickstart", overrides=changes), tmp_path)
 
 
 def test_a_run_whose_shards_do_not_fit_its_recipe_is_refused(tmp_path):
     run, store = make_run(tmp_path)
-    preflight.check_run(run, store)
+    checks.check_run(run, store)
     other = load_recipe("quickstart", overrides={"tokenization.block_size": 32})
 
     tokenizer = store.path(run.refs()["tokenizer"]) / "tokenizer.json"
     before = tokenizer.read_bytes()
     tokenizer.write_bytes(before.replace(b"filler0", b"filler_"))
     with pytest.raises(PreflightError, match="tokenizer.json does not match its sha256"):
-        preflight.check_run(run, store)
+        checks.check_run(run, store)
 
     tokenizer.write_bytes(before)
     manifest = Manifest.read(store.path(run.refs()["pack"]))
@@ -196,7 +196,7 @@ def test_a_run_whose_shards_do_not_fit_its_recipe_is_refused(tmp_path):
     ).write(store.path(run.refs()["pack"]))
     (run.path / "recipe.yaml").write_text(yaml.safe_dump(other.model_dump(mode="json")))
     with pytest.raises(PreflightError) as error:
-        preflight.check_run(run, store)
+        checks.check_run(run, store)
 
     assert "packed with tokenizer 000000000000, but the run names" in str(error.value)
     assert "rows of 64 tokens, but tokenization.block_size is 32" in str(error.value)

@@ -5,7 +5,7 @@ from transformers import AutoTokenizer
 
 from pipelines.render.encode import encode_pieces
 from pipelines.render.templates import get_template
-from pipelines.template_settings import Template as Settings
+from pipelines.settings.template import Template as Settings
 from tests.assets.template_cases import (
     ALL,
     CHATS,

@@ -9,7 +9,7 @@ import pytest
 from pipelines.render.encode import encode_pieces, encode_prompt, encode_rows, load_tokenizer
 from pipelines.render.pieces import Piece
 from pipelines.render.templates import CHAT_TOKENS, get_template
-from pipelines.template_settings import Template as Settings
+from pipelines.settings.template import Template as Settings
 from tests.assets.rendering import CONTROL_STRINGS, CORPUS, FORGED, train_tokenizer
 from tests.assets.template_cases import (
     ALL,

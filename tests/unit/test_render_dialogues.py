@@ -6,7 +6,7 @@ from pipelines.errors import RecipeError, TemplateError
 from pipelines.recipe import load_recipe
 from pipelines.render.dialogues import DialogueRules, Unrenderable
 from pipelines.render.templates import get_template
-from pipelines.template_settings import Template as Settings
+from pipelines.settings.template import Template as Settings
 from tests.assets.rendering import read_stream, record, render_stages, rendering_recipe
 from tests.assets.template_cases import ALL, chat, text_of
 

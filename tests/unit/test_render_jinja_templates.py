@@ -6,7 +6,7 @@ from pipelines.errors import TemplateError
 from pipelines.render.dialogues import Unrenderable
 from pipelines.render.pieces import Piece
 from pipelines.render.templates import get_template, read_chat_template
-from pipelines.template_settings import Template as Settings
+from pipelines.settings.template import Template as Settings
 from tests.assets.template_cases import (
     JINJA,
     OWN,

@@ -6,7 +6,7 @@ from pipelines.errors import TemplateError
 from pipelines.render.pieces import Piece
 from pipelines.render.templates import get_template
 from pipelines.render.turn_formats import FORMATS, TurnFormat, parse_turn, read_format
-from pipelines.template_settings import Template as Settings
+from pipelines.settings.template import Template as Settings
 from tests.assets.template_cases import PIECES, chat, text_of
 
 

@@ -4,11 +4,11 @@ import sys
 
 import pytest
 
-from pipelines import preflight
 from pipelines.errors import PreflightError
-from pipelines.fitting import Asked
+from pipelines.preflight import checks
+from pipelines.preflight.fitting import Asked
+from pipelines.preflight.source_access import access_problems, missing_sources
 from pipelines.recipe import load_recipe
-from pipelines.source_access import access_problems, missing_sources
 
 
 def test_a_dataset_of_the_hub_is_asked_for_before_a_run_would_fetch_it(tmp_path, monkeypatch):
@@ -65,7 +65,7 @@ def test_a_dataset_of_the_hub_is_asked_for_before_a_run_would_fetch_it(tmp_path,
     assert problems("far/trees") == [unreached]
     asked = Asked("oasst", None, {"sources.0.dataset": "far/trees"}, smoke=True)
     with pytest.raises(PreflightError, match="far/trees.* is not in the hub's cache"):
-        preflight.check(asked.load(), tmp_path, asked=asked)
+        checks.check(asked.load(), tmp_path, asked=asked)
 
     (tmp_path / "hub" / "datasets--far--trees" / "snapshots" / "1f" / "data").mkdir(parents=True)
     assert problems("far/trees") == []

@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.errors import SourceError
 from pipelines.plan import data_root
-from pipelines.source_settings import RepositorySource
+from pipelines.settings.sources import RepositorySource
 from pipelines.sources.archive import Budget, is_archive, unpack
 from pipelines.sources.repository import locate
 from tests.assets.curation import curation_recipe, rows_of, run_stages

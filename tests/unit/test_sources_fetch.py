@@ -9,7 +9,7 @@ import pytest
 
 from pipelines import sources
 from pipelines.errors import PreflightError, RecipeError, SourceError
-from pipelines.source_settings import RepositorySource, StackExchangeSource
+from pipelines.settings.sources import RepositorySource, StackExchangeSource
 from pipelines.sources import backfill as backfilling
 from pipelines.sources import fetch as fetching
 from pipelines.sources.backfill import backfill, find_sources, parse_date, windows

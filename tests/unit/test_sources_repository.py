@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.errors import PreflightError, SourceError
 from pipelines.plan import get_stage, stage_spec
-from pipelines.source_settings import RepositorySource as Source
+from pipelines.settings.sources import RepositorySource as Source
 from pipelines.sources import check_sources, get_source, repository
 from pipelines.sources.collect import params
 from pipelines.sources.licenses import metadata_license, recognize, spdx_of

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from pipelines.errors import SourceError
-from pipelines.source_settings import StackExchangeSource
+from pipelines.settings.sources import StackExchangeSource
 from pipelines.sources.fetch import fetch_missing
 from pipelines.sources.raw import Fetched, Window
 from pipelines.sources.stack_exchange.api_fetch import api_request, fetch

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.errors import SourceError
 from pipelines.plan import get_stage, stage_spec
-from pipelines.source_settings import RepositorySource
+from pipelines.settings.sources import RepositorySource
 from pipelines.sources import github
 from pipelines.sources.fetch import fetch_source, raw_folder
 from pipelines.sources.repository import locate

@@ -134,7 +134,7 @@ def test_packed_documents_stay_apart(base, attention, tmp_path):
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_random_weights_of_each_architecture_have_starcoders_proportions(model_type, tmp_path):
-    from pipelines import preflight
+    from pipelines.preflight import checks
     from tests.assets.training_runs import write_tokenizer
 
     shape = {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_positions": 64}
@@ -147,7 +147,7 @@ def test_random_weights_of_each_architecture_have_starcoders_proportions(model_t
     found = resolve_targets(model, ["all-linear"])["all-linear"]
     assert set(leaf_names(found)) == set(LINEAR_LAYERS[model_type])
     # Preflight knows 300 of the 384 rows.
-    estimate = preflight.count_parameters(recipe)
+    estimate = checks.count_parameters(recipe)
     assert estimate == pytest.approx(count_parameters(model)[0], rel=0.1)
 
 

@@ -8,10 +8,11 @@ import re
 import pytest
 
 from pipelines.errors import DiskFull, TrainingError
-from pipelines.hardware_settings import Hardware
 from pipelines.jsonlines import read_lines
 from pipelines.manifest import digest_of
 from pipelines.runs import Run
+from pipelines.settings.hardware import Hardware
+from pipelines.settings.training import Training
 from pipelines.training import checkpoints
 from pipelines.training.adopt import adopt_checkpoint
 from pipelines.training.checkpoints import (
@@ -28,7 +29,6 @@ from pipelines.training.checkpoints import (
     rotate,
 )
 from pipelines.training.environment import hardware_of
-from pipelines.training_settings import Training
 from tests.assets.training_runs import make_recipe, make_run
 
 

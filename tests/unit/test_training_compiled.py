@@ -11,11 +11,11 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn import functional
 from transformers import GPTBigCodeConfig
 
-from pipelines import preflight
 from pipelines.errors import PreflightError, TrainingError
-from pipelines.hardware_settings import Hardware
 from pipelines.jsonlines import read_lines
 from pipelines.overrides import apply_smoke
+from pipelines.preflight import checks
+from pipelines.settings.hardware import Hardware
 from pipelines.training import compile_checks, compiled, finish, varlen
 from pipelines.training.adopt import adopt_checkpoint
 from pipelines.training.attention import build_twin
@@ -211,7 +211,7 @@ def test_a_machine_needs_a_compiler_and_pythons_headers(tmp_path, monkeypatch):
 
 def test_preflight_refuses_it_on_a_cpu(tmp_path):
     with pytest.raises(PreflightError, match="torch_compile: hardware 'cpu' has no NVIDIA GPU"):
-        preflight.check(make_recipe(training__torch_compile=True), tmp_path)
+        checks.check(make_recipe(training__torch_compile=True), tmp_path)
 
 
 def test_a_smoke_run_on_the_cpu_leaves_it_out():

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from pipelines.settings.training import Adapter
 from pipelines.training.adapters import add_adapter
 from pipelines.training.flops import PEAK_VARIABLE, Flops, Speed, count_flops, find_peak
-from pipelines.training_settings import Adapter
 
 GIGA = 1e9
 STARCODERBASE_1B = {"n_layer": 24, "n_embd": 2048, "n_head": 16}

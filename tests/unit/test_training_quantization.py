@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from pipelines import preflight
 from pipelines.errors import PreflightError, RecipeError, TrainingError
-from pipelines.hardware_settings import Hardware
+from pipelines.preflight import checks
 from pipelines.recipe import load_recipe
+from pipelines.settings.hardware import Hardware
 from pipelines.training import quantization
 from pipelines.training.adapters import has_adapter
 from pipelines.training.attention import check_packing
@@ -86,7 +86,7 @@ def test_preflight_says_what_a_quantized_base_lacks_on_cpu(without_bitsandbytes,
     changes |= {"tokenization.block_size": 64}
     wanted = load_recipe("scikit-learn", overrides=changes)
     with pytest.raises(PreflightError, match=r"`pip install -e .\[bitsandbytes\]`"):
-        preflight.check(wanted, tmp_path, train_here=True)
+        checks.check(wanted, tmp_path, train_here=True)
 
 
 @pytest.mark.parametrize("name", ["scikit-learn", "code-alpaca", "stack-exchange"])

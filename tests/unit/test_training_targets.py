@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPTBigCodeConfig
 
-from pipelines import preflight
 from pipelines.errors import PreflightError, RecipeError
+from pipelines.preflight import checks
+from pipelines.settings.training import Adapter
 from pipelines.training.adapters import add_adapter
 from pipelines.training.models import count_parameters
 from pipelines.training.targets import describe_targets, resolve_targets, target_problems
-from pipelines.training_settings import Adapter
 from tests.assets.tiny_models import tiny_config
 from tests.assets.training_runs import make_recipe
 
@@ -111,4 +111,4 @@ def test_preflight_refuses_a_pattern_without_a_layer_before_any_work(tmp_path):
 
     for recipe in (make_recipe(adapter=adapter), make_recipe(adapter=adapter, model=local)):
         with pytest.raises(PreflightError, match="'q_attn' matches no layer, did you mean 'c_att"):
-            preflight.check(recipe, tmp_path)
+            checks.check(recipe, tmp_path)

@@ -11,11 +11,11 @@ import torch
 from pydantic import ValidationError
 
 from pipelines.errors import TrainingError
+from pipelines.settings.training import OWN_KEYS, Training
 from pipelines.training.budgets import Limits
 from pipelines.training.callbacks import Meter, StepAgreement
 from pipelines.training.progress import Progress, StepCounts
 from pipelines.training.watchdog import STALLED, check_spike
-from pipelines.training_settings import OWN_KEYS, Training
 
 
 def watch(losses, threshold=2.0, patience=3, progress=None):

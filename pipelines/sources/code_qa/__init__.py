@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.engine import Job, Params, ShardReport, Work
 from pipelines.errors import SourceError
-from pipelines.source_settings import CodeQaSource, DatasetSource
+from pipelines.settings.sources import CodeQaSource, DatasetSource
 from pipelines.sources import dataset
 from pipelines.sources.code_qa.generate import PAIRS, generate, generate_problem
 from pipelines.sources.code_qa.pairs import NAMES, write_pairs

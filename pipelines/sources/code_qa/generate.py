@@ -20,7 +20,7 @@ from pipelines.engine import Work
 from pipelines.errors import SourceError
 from pipelines.manifest import digest_of
 from pipelines.records import Row, clean_text, read_rows
-from pipelines.source_settings import CodeQaSource, RepositorySource
+from pipelines.settings.sources import CodeQaSource, RepositorySource
 from pipelines.sources import repository
 from pipelines.sources.code_qa.chat import TIMEOUT, Chat, Completion, Refused
 from pipelines.sources.code_qa.journal import Journal, Reply

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.engine import Job, Params, Work
 from pipelines.errors import SourceError
-from pipelines.source_settings import DatasetSource
+from pipelines.settings.sources import DatasetSource
 from pipelines.sources.dataset.extract import extract
 from pipelines.sources.dataset.hub import FILES, fetch_github, fetch_hub, revision_problem
 from pipelines.sources.dataset.layout import (

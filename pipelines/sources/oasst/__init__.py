@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.engine import SAMPLES_PER_REASON, Job, Params, Reject, ShardReport, Work
 from pipelines.errors import SourceError
 from pipelines.manifest import Counts
-from pipelines.source_settings import OasstSource
+from pipelines.settings.sources import OasstSource
 from pipelines.sources.dataset.layout import list_files
 from pipelines.sources.files import shard_name
 from pipelines.sources.oasst.dialogues import write_dialogues

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.errors import SourceError
 from pipelines.hub_access import hub_errors
-from pipelines.source_settings import OasstSource
+from pipelines.settings.sources import OasstSource
 from pipelines.sources.fetch import fetched_folder
 from pipelines.sources.oasst.rows import SUFFIXES
 from pipelines.sources.raw import Fetched, glob_pattern

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipelines.engine import Job, Params, ShardReport, Work
 from pipelines.errors import SourceError
 from pipelines.manifest import Counts
-from pipelines.source_settings import StackExchangeSource
+from pipelines.settings.sources import StackExchangeSource
 from pipelines.sources.fetch import fetched_folder
 from pipelines.sources.files import shard_name
 from pipelines.sources.raw import Fetched, Origin, Raw, Read, Window, digest_raw

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import SourceError
-from pipelines.source_settings import StackExchangeSource
+from pipelines.settings.sources import StackExchangeSource
 from pipelines.sources.raw import Fetched, Window
 from pipelines.spiders.launch import PROGRAM, run_spider
 from pipelines.spiders.stack_exchange_pages import page_names

@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipelines.section import Count
-from pipelines.source_settings.every import EverySource
+from pipelines.settings.section import Count
+from pipelines.settings.sources.every import EverySource
 
 
 class StackExchangeSource(EverySource):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.section import Count, Fraction, Section
+from pipelines.settings.section import Count, Fraction, Section
 
 
 class Fim(Section):

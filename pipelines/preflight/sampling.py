@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.base_model import TOKENIZER_FILE, find_file
-from pipelines.dataset_checks import raw_bytes
 from pipelines.engine import Built, Job, Outcome, Params, Work
 from pipelines.errors import StarloomError
 from pipelines.manifest import Counts
 from pipelines.plan import Refs, build_stage, get_stage
+from pipelines.preflight.dataset import raw_bytes
 from pipelines.recipe import Recipe
 from pipelines.records import Row, body_text, write_rows
 from pipelines.sources.preview import read_sample

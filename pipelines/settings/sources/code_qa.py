@@ -5,9 +5,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from pipelines.section import Count, Section
-from pipelines.source_settings.every import EverySource
-from pipelines.source_settings.repository import RepositorySource
+from pipelines.settings.section import Count, Section
+from pipelines.settings.sources.every import EverySource
+from pipelines.settings.sources.repository import RepositorySource
 
 Endpoint = Annotated[str, Field(pattern=r"^https?://[^/?#@\s]+(?:/[^?#\s]*)?$")]
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]

@@ -15,8 +15,8 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.errors import RecipeError, did_you_mean
-from pipelines.import_deepspeed import import_deepspeed, pick_hardware
-from pipelines.imported_names import (
+from pipelines.importing.deepspeed import import_deepspeed, pick_hardware
+from pipelines.importing.names import (
     COLUMNS,
     DATASET_NOTES,
     DATASETS,
@@ -31,8 +31,8 @@ from pipelines.imported_names import (
 from pipelines.overrides import load_yaml, set_dotted
 from pipelines.recipe import Recipe
 from pipelines.recipe_problems import explain
+from pipelines.settings.training import Adapter, Training
 from pipelines.training.architectures import LINEAR_LAYERS
-from pipelines.training_settings import Adapter, Training
 
 SCHEDULES = ("cosine", "linear", "constant", "constant_with_warmup")
 HEADINGS = {

@@ -4,8 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.section import Count, Section
-from pipelines.source_settings.every import EverySource, RepositoryName
+from pipelines.settings.section import Count, Section
+from pipelines.settings.sources.every import EverySource, RepositoryName
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.section import Count, Fraction, Section
-from pipelines.source_settings.every import EverySource
+from pipelines.settings.section import Count, Fraction, Section
+from pipelines.settings.sources.every import EverySource
 
 
 class MaxLabels(Section):

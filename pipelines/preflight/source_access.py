@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.errors import PreflightError
 from pipelines.hub_access import ask_hub
 from pipelines.recipe import Recipe
-from pipelines.source_settings import Source
+from pipelines.settings.sources import Source
 from pipelines.sources import get_source
 from pipelines.sources.fetch import raw_folder
 from pipelines.sources.raw import FETCHED

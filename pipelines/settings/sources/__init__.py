@@ -4,12 +4,12 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from pipelines.source_settings.code_qa import CodeQaSource
-from pipelines.source_settings.dataset import DatasetSource
-from pipelines.source_settings.every import EverySource
-from pipelines.source_settings.oasst import OasstSource
-from pipelines.source_settings.repository import RepositorySource
-from pipelines.source_settings.stack_exchange import StackExchangeSource
+from pipelines.settings.sources.code_qa import CodeQaSource
+from pipelines.settings.sources.dataset import DatasetSource
+from pipelines.settings.sources.every import EverySource
+from pipelines.settings.sources.oasst import OasstSource
+from pipelines.settings.sources.repository import RepositorySource
+from pipelines.settings.sources.stack_exchange import StackExchangeSource
 
 Source = Annotated[
     RepositorySource | StackExchangeSource | OasstSource | DatasetSource | CodeQaSource,

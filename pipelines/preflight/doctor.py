@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.dataset_checks import raw_bytes
 from pipelines.errors import PreflightError
-from pipelines.fitting import Asked, describe, memory_limit, method
-from pipelines.preflight import GB, Findings, estimate_disk, examine
-from pipelines.source_access import missing_sources
+from pipelines.preflight.checks import GB, Findings, estimate_disk, examine
+from pipelines.preflight.dataset import raw_bytes
+from pipelines.preflight.fitting import Asked, describe, memory_limit, method
+from pipelines.preflight.source_access import missing_sources
 from pipelines.training.duration import (
     Length,
     device_rate,

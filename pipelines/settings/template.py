@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.section import Fraction, Section
+from pipelines.settings.section import Fraction, Section
 
 TemplateName = Literal[
     "plain", "alpaca", "question-answer", "sc2-instruct", "starchat", "chatml", "zephyr", "oasst",

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.section import Count, Fraction, Section
+from pipelines.settings.section import Count, Fraction, Section
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Keys that our own loop reads: TrainingArguments do not get them.

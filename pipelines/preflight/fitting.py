@@ -14,9 +14,9 @@ import yaml
 from pipelines.base_model import find_shape
 from pipelines.errors import StarloomError
 from pipelines.hardware_files import hardware_names
-from pipelines.hardware_settings import Hardware
-from pipelines.machine import Machine
+from pipelines.preflight.machine import Machine
 from pipelines.recipe import Recipe, load_hardware, load_recipe
+from pipelines.settings.hardware import Hardware
 from pipelines.training.estimate import GIB, Memory, estimate_memory
 from pipelines.training.shapes import KNOWN, Shape
 

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from pipelines.base_model import find_config, find_shape, model_problems
 from pipelines.curate.language_model import find_model
-from pipelines.dataset_checks import Dataset, find_dataset, run_problems, trained_problems
 from pipelines.errors import PreflightError, StarloomError
-from pipelines.fitting import Alternative, Asked, alternatives, memory_problems, method
-from pipelines.hardware_settings import Hardware
-from pipelines.machine import Machine, count_gpus, look_around
 from pipelines.plan import open_store
+from pipelines.preflight.dataset import Dataset, find_dataset, run_problems, trained_problems
+from pipelines.preflight.fitting import Alternative, Asked, alternatives, memory_problems, method
+from pipelines.preflight.machine import Machine, count_gpus, look_around
+from pipelines.preflight.sampling import Sample, sample_problems
+from pipelines.preflight.source_access import access_problems
 from pipelines.recipe import Recipe, load_hardware
 from pipelines.runs import Run
-from pipelines.sampling import Sample, sample_problems
-from pipelines.source_access import access_problems
+from pipelines.settings.hardware import Hardware
 from pipelines.sources import check_sources
 from pipelines.store import Store
 from pipelines.training.compile_checks import compile_problems

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from pipelines.section import Count, Section
+from pipelines.settings.section import Count, Section
 
 
 def _without_login(address: str) -> str:

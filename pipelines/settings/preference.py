@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipelines.section import Count, Fraction, Section
-from pipelines.training_settings import Adapter
+from pipelines.settings.section import Count, Fraction, Section
+from pipelines.settings.training import Adapter
 
 
 class Preference(Section):

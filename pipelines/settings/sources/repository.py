@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipelines.section import Count
-from pipelines.source_settings.every import EverySource, RepositoryName
+from pipelines.settings.section import Count
+from pipelines.settings.sources.every import EverySource, RepositoryName
 
 Extension = Annotated[str, Field(pattern=r"^\.[A-Za-z0-9_+.-]+$", max_length=20)]
 Kind = Literal["function", "method", "class", "file"]

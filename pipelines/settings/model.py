@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from pipelines.section import Count, Fraction, Section
+from pipelines.settings.section import Count, Fraction, Section
 
 _MIXES = (
     "it mixes packed documents on gpt_bigcode, and on every model in batches of several rows; "

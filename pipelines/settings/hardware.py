@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.section import Count, Section
+from pipelines.settings.section import Count, Section
 
 # What starts the ranks and what they cost: a run's result depends on none of it.
 LAUNCH_KEYS = frozenset(

@@ -1,0 +1,1 @@
+"""Settings of other scripts, turned into a recipe."""

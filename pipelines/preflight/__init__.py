@@ -1,0 +1,1 @@
+"""What is looked at before anything long starts: data, model, memory, disk, access."""
