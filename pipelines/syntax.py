@@ -1,16 +1,20 @@
 """Parses Python source to the same verdict wherever it is called from."""
 
 import ast
+import contextlib
+import gc
 import symtable
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Parsed = TypeVar("Parsed")
 
-# Warning filters belong to the whole process; parsing holds the interpreter's lock anyway.
-_filters = threading.Lock()
+# Warning filters and garbage collection belong to the whole process; parsing holds the
+# interpreter's lock anyway.
+_parsing = threading.Lock()
 
 
 class BadSyntax(ValueError):
@@ -39,30 +43,41 @@ def is_python(source: str) -> bool:
 
 
 def _read(parse: Callable[[], Parsed]) -> Parsed:
-    """Return what a parser makes of its source.
+    """Return what a parser makes of its source; raises BadSyntax.
 
     How deep source may nest depends on the stack that is left, so every parse gets a thread, hence
     a stack, of its own: else a file could parse in a pool process and fail in the main one.
     """
-    found: list[Parsed | BadSyntax] = []
-    thread = threading.Thread(target=lambda: found.append(_try(parse)), name="parse")
-    thread.start()
-    thread.join()
-    [result] = found
-    if isinstance(result, BadSyntax):
-        raise result
-    return result
+    with ThreadPoolExecutor(1, thread_name_prefix="parse") as thread:
+        return thread.submit(_try, parse).result()
 
 
-def _try(parse: Callable[[], Parsed]) -> Parsed | BadSyntax:
+def _try(parse: Callable[[], Parsed]) -> Parsed:
     try:
-        with _filters, warnings.catch_warnings():
+        with _parsing, warnings.catch_warnings(), _alone():
             # With `python -W error` an invalid escape would turn into a syntax error.
             warnings.simplefilter("ignore")
             return parse()
     except SyntaxError as error:
-        return BadSyntax("does_not_parse", f"line {error.lineno}: {error.msg}")
+        raise BadSyntax("does_not_parse", f"line {error.lineno}: {error.msg}") from None
     except (RecursionError, MemoryError) as error:
-        return BadSyntax("too_deep", str(error) or "the parser's stack overflowed")
+        text = str(error) or "the parser's stack overflowed"
+        raise BadSyntax("too_deep", text) from None
     except ValueError as error:
-        return BadSyntax("does_not_parse", str(error))
+        raise BadSyntax("does_not_parse", str(error)) from None
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let no other thread run in a parse: collecting garbage would.
+
+    CPython counts the depth of all threads' syntax trees in one place, and fails with SystemError
+    where another one was made in between (gh-106905).
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

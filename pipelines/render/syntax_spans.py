@@ -1,8 +1,9 @@
 """Where the statements and expressions of Python code are, for middles a person would cut out."""
 
 import ast
-import warnings
 from itertools import accumulate
+
+from pipelines.syntax import BadSyntax, parse_python
 
 SMALLEST = 2
 
@@ -15,10 +16,8 @@ def list_spans(text: str) -> list[tuple[int, int]]:
     if "\r" in text:  # a line to the parser, and none to us
         return []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        tree = parse_python(text)
+    except BadSyntax:
         return []
     lines = text.split("\n")
     starts = [0, *accumulate(len(line) + 1 for line in lines)]
