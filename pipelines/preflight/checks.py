@@ -5,7 +5,6 @@ import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipelines.base_model import find_config, find_shape, model_problems
 from pipelines.curate.language_model import find_model
 from pipelines.errors import PreflightError, StarloomError
 from pipelines.plan import open_store
@@ -19,6 +18,7 @@ from pipelines.runs import Run
 from pipelines.settings.hardware import Hardware
 from pipelines.sources import check_sources
 from pipelines.store import Store
+from pipelines.training.base_model import find_config, find_shape, model_problems
 from pipelines.training.compile_checks import compile_problems
 from pipelines.training.estimate import GIB, estimate_memory
 from pipelines.training.hardware_checks import launch_problems

@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
-from pipelines.base_model import find_shape
 from pipelines.errors import StarloomError
 from pipelines.hardware_files import hardware_names
 from pipelines.preflight.machine import Machine
 from pipelines.recipe import Recipe, load_hardware, load_recipe
 from pipelines.settings.hardware import Hardware
+from pipelines.training.base_model import find_shape
 from pipelines.training.estimate import GIB, Memory, estimate_memory
 from pipelines.training.shapes import KNOWN, Shape
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.base_model import TOKENIZER_FILE, find_file
 from pipelines.engine import Built, Job, Outcome, Params, Work
 from pipelines.errors import StarloomError
 from pipelines.manifest import Counts
@@ -20,6 +19,7 @@ from pipelines.recipe import Recipe
 from pipelines.records import Row, body_text, write_rows
 from pipelines.sources.preview import read_sample
 from pipelines.store import StageRef, StageSpec, Store
+from pipelines.training.base_model import TOKENIZER_FILE, find_file
 
 RECORDS = 24  # of each source
 SAMPLED_BYTES = 2**28  # of raw input: some formats are read whole before their first record

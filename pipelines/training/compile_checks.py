@@ -5,9 +5,9 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.base_model import find_config
 from pipelines.recipe import Recipe
 from pipelines.settings.hardware import Hardware
+from pipelines.training.base_model import find_config
 
 COMPILERS = ("gcc", "clang")  # what Triton looks for
 

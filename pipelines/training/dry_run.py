@@ -9,13 +9,13 @@ import os
 import shlex
 from pathlib import Path
 
-from pipelines.base_model import find_shape
 from pipelines.errors import TrainingError
 from pipelines.fingerprint import code_digest
 from pipelines.recipe import Recipe, load_hardware
 from pipelines.runs import TRAINER, Run
 from pipelines.settings.hardware import Hardware
 from pipelines.store import Store
+from pipelines.training.base_model import find_shape
 from pipelines.training.deepspeed_config import deepspeed_config
 from pipelines.training.environment import child_environment
 from pipelines.training.fsdp import BLOCKS, fsdp_config

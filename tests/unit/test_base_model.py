@@ -6,9 +6,9 @@ import re
 import huggingface_hub
 import pytest
 
-from pipelines.base_model import model_problems
 from pipelines.preflight.checks import position_problems
 from pipelines.recipe import load_recipe
+from pipelines.training.base_model import model_problems
 
 
 @pytest.mark.parametrize(

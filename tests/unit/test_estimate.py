@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.base_model import find_shape
 from pipelines.errors import PreflightError
 from pipelines.overrides import parse_override
 from pipelines.preflight import checks, fitting
@@ -15,6 +14,7 @@ from pipelines.recipe import load_hardware, load_recipe
 from pipelines.settings.hardware import Hardware
 from pipelines.settings.training import Adapter
 from pipelines.training.activations import Numbers, block_bytes, chunk_size
+from pipelines.training.base_model import find_shape
 from pipelines.training.duration import count_steps, estimate_length, flops_per_token
 from pipelines.training.estimate import GIB, estimate_memory
 from pipelines.training.schedule import (
