@@ -9,7 +9,14 @@ from pipelines.curate.language_model import find_model
 from pipelines.errors import PreflightError, StarloomError
 from pipelines.plan import open_store
 from pipelines.preflight.dataset import Dataset, find_dataset, run_problems, trained_problems
-from pipelines.preflight.fitting import Alternative, Asked, alternatives, memory_problems, method
+from pipelines.preflight.fitting import (
+    Alternative,
+    Asked,
+    alternatives,
+    memory_problems,
+    method,
+    shorten,
+)
 from pipelines.preflight.machine import Machine, count_gpus, look_around
 from pipelines.preflight.sampling import Sample, sample_problems
 from pipelines.preflight.source_access import access_problems
@@ -218,5 +225,5 @@ def hardware_problems(recipe: Recipe, shape: Shape | None = None) -> list[str]:
     if shape is not None:
         each = estimate_memory(recipe, shape, hardware).total / GIB
         problem += f" (each with {each:.0f} GiB for {method(recipe)} of "
-        problem += f"{shape.parameters / 1e9:.1f} B parameters)"
+        problem += f"{shorten(shape.parameters)} parameters)"
     return [f"{problem}; choose another with --set hardware=NAME, or try `--smoke` on CPU"]

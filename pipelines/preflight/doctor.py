@@ -6,7 +6,7 @@ from pathlib import Path
 from pipelines.errors import PreflightError
 from pipelines.preflight.checks import GB, Findings, estimate_disk, examine
 from pipelines.preflight.dataset import raw_bytes
-from pipelines.preflight.fitting import Asked, describe, memory_limit, method
+from pipelines.preflight.fitting import Asked, describe, memory_limit, method, shorten
 from pipelines.preflight.source_access import missing_sources
 from pipelines.training.duration import (
     Length,
@@ -83,7 +83,7 @@ def _model(found: Findings) -> str:
     if shape is None:
         return f"{name}: its sizes are not known here, so that memory and time are not estimated"
     return (
-        f"{name}, {shape.model_type}, {_short(shape.parameters)} parameters: {shape.layers} layers "
+        f"{name}, {shape.model_type}, {shorten(shape.parameters)} parameters: {shape.layers} layers "
         f"x {shape.hidden}, {shape.positions:,} positions"
     )
 
@@ -92,7 +92,7 @@ def _method(found: Findings) -> str:
     recipe, shape = found.recipe, found.shape
     text = f"{method(recipe)}, {recipe.model.dtype}"
     if shape is not None and recipe.adapter is not None:
-        text += f", {_short(shape.adapter_parameters(recipe.adapter))} trained parameters"
+        text += f", {shorten(shape.adapter_parameters(recipe.adapter))} trained parameters"
     checkpointing = recipe.training.gradient_checkpointing
     return text + ", gradient checkpointing" * checkpointing
 
@@ -157,7 +157,7 @@ def _length(found: Findings, length: Length | None) -> str:
         return "not known before the data is here (num_train_epochs of an unknown number of rows)"
     about = "roughly " if length.rough else ""
     step = tokens_per_step(found.recipe, found.hardware)
-    return f"{about}{length.steps:,} steps of {step:,} tokens, {_short(length.tokens)} in all"
+    return f"{about}{length.steps:,} steps of {step:,} tokens, {shorten(length.tokens)} in all"
 
 
 def _time(found: Findings, length: Length | None) -> str:
@@ -181,10 +181,3 @@ def _duration(seconds: float) -> str:
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.0f} h" if seconds < 72 * 3600 else f"{seconds / 86_400:.0f} days"
-
-
-def _short(number: float) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"

@@ -88,7 +88,7 @@ def memory_problems(
     if limit is not None and memory.total > limit:
         device = "process" if hardware.device == "cpu" else "GPU"
         problems.append(
-            f"memory: {method(recipe)} of {shape.parameters / 1e9:.2g} B parameters needs about "
+            f"memory: {method(recipe)} of {shorten(shape.parameters)} parameters needs about "
             f"{memory.total / GIB:.1f} GiB per {device} ({describe(memory)}), but "
             f"{limit / GIB:.1f} GiB can be used"
         )
@@ -253,3 +253,11 @@ def _how_sharded(name: str) -> tuple[bool, str]:
 def _flow(value: Any) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
     return text.removesuffix("...\n").strip()
+
+
+def shorten(number: float) -> str:
+    """Return a count with three digits and its unit: 15.5 B, 3.9 M, 240."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f}"
