@@ -83,8 +83,8 @@ def _model(found: Findings) -> str:
     if shape is None:
         return f"{name}: its sizes are not known here, so that memory and time are not estimated"
     return (
-        f"{name}, {shape.model_type}, {shorten(shape.parameters)} parameters: {shape.layers} layers "
-        f"x {shape.hidden}, {shape.positions:,} positions"
+        f"{name}, {shape.model_type}, {shorten(shape.parameters)} parameters: "
+        f"{shape.layers} layers x {shape.hidden}, {shape.positions:,} positions"
     )
 
 
