@@ -261,7 +261,9 @@ def test_a_cpu_run_too_large_for_main_memory_is_refused_with_the_parts(tmp_path,
     monkeypatch.setattr(checks, "sample_problems", lambda recipe: (None, []))
     large = {"model.config.n_embd": 1024, "model.config.n_head": 16, "model.config.n_layer": 12}
 
-    with pytest.raises(PreflightError, match=r"memory: full fine-tuning of 132 M parameters .* per process"):
+    with pytest.raises(
+        PreflightError, match=r"memory: full fine-tuning of 132 M parameters .* per process"
+    ):
         checks.check(load_recipe("quickstart", overrides=large), tmp_path, train_here=True)
 
 
