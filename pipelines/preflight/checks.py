@@ -1,5 +1,6 @@
 """Checks before any long work: what is missing is said in one line, all of it at once."""
 
+import logging
 import os
 import shutil
 from dataclasses import dataclass, field, replace
@@ -8,7 +9,13 @@ from pathlib import Path
 from pipelines.curate.language_model import find_model
 from pipelines.errors import PreflightError, StarloomError
 from pipelines.plan import open_store
-from pipelines.preflight.dataset import Dataset, find_dataset, run_problems, trained_problems
+from pipelines.preflight.dataset import (
+    Dataset,
+    find_dataset,
+    run_problems,
+    schedule_notes,
+    trained_problems,
+)
 from pipelines.preflight.fitting import (
     Alternative,
     Asked,
@@ -33,6 +40,8 @@ from pipelines.training.quantization import quantization_problems
 from pipelines.training.reporters import reporter_problems
 from pipelines.training.shapes import Shape
 from pipelines.training.targets import target_problems
+
+logger = logging.getLogger(__name__)
 
 GB = 10**9
 # Weights, their Adam moments and a gradient copy, in the checkpoint of the widest strategy.
@@ -75,10 +84,15 @@ def check(
 
 
 def check_run(run: Run, store: Store) -> None:
-    """Raise PreflightError where the stored dataset of a run does not fit the run's recipe."""
+    """Raise PreflightError where the stored dataset of a run does not fit the run's recipe.
+
+    Warns of a schedule that can hardly be meant, now that its steps are known.
+    """
     problems = run_problems(run, store)
     if problems:
         raise PreflightError(f"run {run.name}: " + "; ".join(problems))
+    for note in [] if run.trained else schedule_notes(run, store):
+        logger.warning("%s", note)
 
 
 def examine(

@@ -18,6 +18,9 @@ from pipelines.render import format as format_stage
 from pipelines.runs import Run
 from pipelines.sources import get_source
 from pipelines.store import StageRef, Store
+from pipelines.training.duration import count_steps
+from pipelines.training.environment import hardware_of
+from pipelines.training.schedule import schedule_problems
 
 TRAIN = "train"
 # Finding a stored dataset hashes the raw input; more than this takes longer than a preflight may.
@@ -132,6 +135,13 @@ def run_problems(run: Run, store: Store) -> list[str]:
             f"else; {AGAIN}"
         )
     return problems + _setting_problems(recipe, pack, store, folders["pack"])
+
+
+def schedule_notes(run: Run, store: Store) -> list[str]:
+    """Say what is odd about a run's schedule over the steps that it will take."""
+    recipe, folder = run.recipe(), store.path(run.refs()["pack"])
+    rows = describe(folder, Manifest.read(folder)).rows
+    return schedule_problems(recipe, count_steps(recipe, hardware_of(run), rows))
 
 
 def _setting_problems(recipe: Recipe, pack: Manifest, store: Store, folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ from pipelines.manifest import Manifest
 from pipelines.preflight import checks
 from pipelines.preflight.dataset import Dataset, trained_problems
 from pipelines.recipe import load_recipe, recipe_names
-from tests.assets.training_runs import make_run
+from tests.assets.training_runs import make_recipe, make_run
 
 Disk = namedtuple("Disk", "total used free")
 
@@ -200,6 +200,16 @@ def test_a_run_whose_shards_do_not_fit_its_recipe_is_refused(tmp_path):
 
     assert "packed with tokenizer 000000000000, but the run names" in str(error.value)
     assert "rows of 64 tokens, but tokenization.block_size is 32" in str(error.value)
+
+
+def test_a_run_that_would_only_warm_up_is_warned_of_once_its_steps_are_known(tmp_path, caplog):
+    one = {"max_steps": 1, "warmup_steps": 1, "lr_scheduler_type": "cosine"}
+    run, store = make_run(tmp_path, make_recipe(**{f"training__{k}": v for k, v in one.items()}))
+
+    checks.check_run(run, store)
+
+    (text,) = caplog.messages
+    assert text.startswith("training.warmup_steps: 1 of 1 steps are warmup, which begins at 0")
 
 
 def test_a_dataset_without_a_trained_token_is_refused(tmp_path):
