@@ -14,8 +14,13 @@ FENCED = re.compile(r"(```|~~~).*?(?:\1|\Z)", re.DOTALL)
 # Each pattern begins with a character of its own, which is found without trying every place.
 INLINE = re.compile(r"`(?<!``)(`?)(?!`)[^`\n]+`\1(?!`)")
 DOCTEST = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: .*)?$", re.MULTILINE)
-# An indented block after a line that ends in "::" is code in reStructuredText, as in docstrings.
-LITERAL = re.compile(r"::[ \t\r]*\n(?:[ \t\r]*\n)+([ \t]+)\S.*(?:\n(?:\1.*|[ \t\r]*(?=\n|\Z)))*")
+# A block that stands deeper than a line before it that ends in "::" is code in reStructuredText, as
+# in docstrings, but for the text of a note.
+LITERAL = re.compile(r"::[ \t]*\n(?:[ \t]*\n)+(?=([ \t]+)\S)")
+BLOCK = re.compile(r"([ \t]+).*(?:\n(?:\1.*|[ \t]*(?=\n|\Z)))*")
+NOTE = re.compile(
+    r"[ \t]*\.\. (?:attention|caution|danger|error|hint|important|note|seealso|tip|todo|warning)$"
+)
 # numpydoc's section titles and "name : type" lines halve the scores of English docstrings.
 UNDERLINE = re.compile(r"\n[ \t]*(?:-{3,}|={3,})[ \t]*(?=\n|\Z)")
 PARAMETER = re.compile(r"^[ \t]*[*\w]+(?:, ?[*\w]+)* :.*$", re.MULTILINE)
@@ -45,6 +50,8 @@ def strip_code(text: str) -> str:
     'See the docs .'
     """
     text = text[:READ_CHARS]
+    if "\r" in text:
+        text = text.replace("\r\n", "\n")
     if "```" in text or "~~~" in text:
         text = FENCED.sub(" ", text)
     if "`" in text:
@@ -52,12 +59,25 @@ def strip_code(text: str) -> str:
     if ">>>" in text:
         text = DOCTEST.sub(" ", text)
     if "::" in text:
-        text = LITERAL.sub(" ", text)
+        text = _strip_literals(text)
     if "---" in text or "===" in text:
         text = _strip_sections(text)
     if ";" in text or "{" in text or "}" in text or ")" in text or "=>" in text:
         text = _strip_code_lines(text)
     return " ".join(_strip_markup(text).split())[:PROSE_CHARS]
+
+
+def _strip_literals(text: str) -> str:
+    parts, start = [], 0
+    for mark in LITERAL.finditer(text):
+        line = text[text.rfind("\n", 0, mark.start()) + 1 : mark.start()]
+        indent = len(line) - len(line.lstrip(" \t"))
+        if mark.start() < start or len(mark[1]) <= indent or NOTE.match(line):
+            continue
+        if block := BLOCK.match(text, mark.end()):
+            parts.append(text[start : mark.start()])
+            start = block.end()
+    return " ".join([*parts, text[start:]])
 
 
 def _strip_sections(text: str) -> str:

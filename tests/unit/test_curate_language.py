@@ -115,6 +115,15 @@ def test_without_languages_everything_is_kept_and_no_model_is_needed(tmp_path, m
             "A C++ name std::string\nis none::\nnor this",
             "A C++ name std::string is none:: nor this",
         ),
+        (
+            "In it:\n  Note::\n\n  No deeper.\n  x::\n\n   1\n  End.",
+            "In it: Note:: No deeper. x End.",
+        ),
+        (
+            ".. note::\n\n   Read:: \n\n     it\n\n.. math::\n\n   x\n\nOk",
+            ".. note:: Read .. math Ok",
+        ),
+        ("A\r\n===\r\n- b::\r\n\r\n  c\r\nd;\r\ne;\r\nf;\r\ng", "- b g"),
         ("word " * 1000, ("word " * 200)[:PROSE_CHARS]),
     ],
 )
