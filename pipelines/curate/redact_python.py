@@ -26,8 +26,8 @@ _LITERAL = re.compile(
 )
 _QUOTES = r"\1\2\3\4\5\6\7\8"
 _F_PREFIX = re.compile(r"(?<!\w)(?:[fF][rR]?|[rR][fF])$")
-# Before code in an f-string: one brace, or three, and nothing since that ends it.
-_FIELD = re.compile(r"(?<!\{)(?:\{\{)*\{[^{}'\":]*$")
+# What ends an expression in an f-string, or leaves it unclear where it ends.
+_FIELD_END = re.compile(r"[}'\":]")
 _F_STRING_CHARS = 1000
 
 # Only these may be code: a product, what a name is set to. A key that its issuer marked is a key,
@@ -112,7 +112,11 @@ def _is_in_field(text: str, literal: re.Match[str], at: int) -> bool:
     start, end = literal.span()
     if end - start > _F_STRING_CHARS or not _F_PREFIX.search(text[max(0, start - 3) : start]):
         return False
-    return bool(_FIELD.search(text[start:at]))
+    brace = text.rfind("{", start, at)
+    if brace < 0 or _FIELD_END.search(text, brace, at):
+        return False
+    before = text[start : brace + 1]
+    return (len(before) - len(before.rstrip("{"))) % 2 == 1  # two are one that is printed
 
 
 def _empty_strings(source: str, kept: set[int]) -> str:
