@@ -10,7 +10,10 @@ import re
 PROSE_CHARS = 500
 READ_CHARS = 8000
 
-FENCED = re.compile(r"(```|~~~).*?(?:\1|\Z)", re.DOTALL)
+# Four tildes or more below a line underline it, as reStructuredText has it: no fence.
+FENCED = re.compile(
+    r"(```|~~~(?<!~~~~)(?:(?<=^~~~)|(?<=\n\n~~~)|(?!~+[ \t]*(?:\n|\Z)))).*?(?:\1|\Z)", re.DOTALL
+)
 # Each pattern begins with a character of its own, which is found without trying every place.
 INLINE = re.compile(r"`(?<!``)(`?)(?!`)[^`\n]+`\1(?!`)")
 DOCTEST = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: .*)?$", re.MULTILINE)

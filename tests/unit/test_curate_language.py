@@ -124,6 +124,11 @@ def test_without_languages_everything_is_kept_and_no_model_is_needed(tmp_path, m
             ".. note:: Read .. math Ok",
         ),
         ("A\r\n===\r\n- b::\r\n\r\n  c\r\nd;\r\ne;\r\nf;\r\ng", "- b g"),
+        (
+            "Use\n~~~~~\nThis.\n\nMore\n~~~~\n\n~~~~\nx\n~~~~\nEnd",
+            "Use ~~~~~ This. More ~~~~ ~ End",
+        ),
+        ("~~~~\nx\n~~~~\nOf:\n~~~\nx\n~~~\nand\n~~~~py\nx\n~~~~\nEnd", "~ Of: and ~ End"),
         ("word " * 1000, ("word " * 200)[:PROSE_CHARS]),
     ],
 )
