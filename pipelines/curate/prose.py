@@ -10,9 +10,12 @@ import re
 PROSE_CHARS = 500
 READ_CHARS = 8000
 
-# Four tildes or more below a line underline it, as reStructuredText has it: no fence.
+# Tildes fence at the start of a line; four or more below a line underline it, as in
+# reStructuredText.
 FENCED = re.compile(
-    r"(```|~~~(?<!~~~~)(?:(?<=^~~~)|(?<=\n\n~~~)|(?!~+[ \t]*(?:\n|\Z)))).*?(?:\1|\Z)", re.DOTALL
+    r"(```|~~~(?:(?<=^~~~)|(?<=^ ~~~)|(?<=^  ~~~)|(?<=^   ~~~))"
+    r"(?:(?<=\A~~~)|(?<=\n\n~~~)|(?!~+[ \t]*$))).*?(?:\1|\Z)",
+    re.DOTALL | re.MULTILINE,
 )
 # Each pattern begins with a character of its own, which is found without trying every place.
 INLINE = re.compile(r"`(?<!``)(`?)(?!`)[^`\n]+`\1(?!`)")

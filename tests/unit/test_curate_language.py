@@ -129,6 +129,7 @@ def test_without_languages_everything_is_kept_and_no_model_is_needed(tmp_path, m
             "Use ~~~~~ This. More ~~~~ ~ End",
         ),
         ("~~~~\nx\n~~~~\nOf:\n~~~\nx\n~~~\nand\n~~~~py\nx\n~~~~\nEnd", "~ Of: and ~ End"),
+        ("Well ~~~ see\nyou~~~\n  ~~~ py\n  x\n  ~~~\nsoon", "Well ~~~ see you~~~ soon"),
         ("word " * 1000, ("word " * 200)[:PROSE_CHARS]),
     ],
 )
