@@ -10,12 +10,10 @@ import re
 PROSE_CHARS = 500
 READ_CHARS = 8000
 
-# Tildes fence at the start of a line; four or more below a line underline it, as in
-# reStructuredText.
-FENCED = re.compile(
-    r"(```|~~~(?:(?<=^~~~)|(?<=^ ~~~)|(?<=^  ~~~)|(?<=^   ~~~))"
-    r"(?:(?<=\A~~~)|(?<=\n\n~~~)|(?!~+[ \t]*$))).*?(?:\1|\Z)",
-    re.DOTALL | re.MULTILINE,
+FENCED = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
+# At the start of a line; but four or more right below a line underline it, in reStructuredText.
+TILDES = re.compile(
+    r"^ {0,3}~~~(?!(?<=[^\n]\n~~~)~+[ \t]*$).*?(?:~~~|\Z)", re.DOTALL | re.MULTILINE
 )
 # Each pattern begins with a character of its own, which is found without trying every place.
 INLINE = re.compile(r"`(?<!``)(`?)(?!`)[^`\n]+`\1(?!`)")
@@ -58,8 +56,10 @@ def strip_code(text: str) -> str:
     text = text[:READ_CHARS]
     if "\r" in text:
         text = text.replace("\r\n", "\n")
-    if "```" in text or "~~~" in text:
+    if "```" in text:
         text = FENCED.sub(" ", text)
+    if "~~~" in text:
+        text = TILDES.sub(" ", text)
     if "`" in text:
         text = INLINE.sub(" ", text)
     if ">>>" in text:
