@@ -119,7 +119,14 @@ def main() -> None:
     ]
     slowest = size / measured[-1][2]
     lines = [
-        [name, f"{mb:.1f}", f"{s:.2f}", f"{mb / s:.2f}", f"{mb / s / slowest:.0f}x", sum(found)]
+        [
+            name,
+            f"{mb:.1f}",
+            f"{s:.2f}",
+            f"{mb / s:.2f}",
+            f"{mb / s / slowest:.0f}x",
+            sum(found) or "",
+        ]
         for name, mb, s, found in measured
     ]
     print(table(["arm", "MB", "CPU s", "MB per CPU s", "of the peer", "found"], lines))
