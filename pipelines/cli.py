@@ -58,6 +58,8 @@ def starloom(verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("pipelines").setLevel(level)
+    # Its notes, at import, on faster kernels that are not installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @starloom.command()
