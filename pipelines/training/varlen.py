@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -20,9 +20,23 @@ from pipelines.errors import TrainingError
 
 NAME = "starloom_varlen"
 HALF = (torch.float16, torch.bfloat16)  # what the kernel computes in
-LARGEST_HEAD = 256
+LARGEST_HEAD, HEAD_STEP = 256, 8  # the head sizes it knows
+
+
+class Kernel(NamedTuple):
+    """Torch's varlen_attn, and the names of its parameters, which differ by version."""
+
+    call: Callable[..., Any]
+    parameters: frozenset[str]
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> "Kernel":
+        """Look at a function once: torch.compile would trace the look with every call."""
+        return cls(function, frozenset(inspect.signature(function).parameters))
+
+
 # Looked for by `register`: torch.compile would break the graph of each block at the search.
-_found: dict[str, Callable[..., Any] | None] = {}
+_found: dict[str, Kernel | None] = {}
 
 
 def register() -> str:
@@ -60,15 +74,12 @@ def attend(
     assert cu_seq_lens_q is not None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = _one_dtype(query, key, value)
-    if query.is_cuda and query.dtype in HALF and query.shape[-1] <= LARGEST_HEAD:
-        kernel = _found.get("kernel")
-        if kernel is not None:
-            longest = query.shape[2] if max_length_q is None else int(max_length_q)
-            query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-            out = run_kernel(
-                kernel, query, key, value, cu_seq_lens_q, longest, scale, sliding_window
-            )
-            return out[None], None
+    kernel = _found.get("kernel")
+    if kernel is not None and query.is_cuda and is_known(query):
+        longest = query.shape[2] if max_length_q is None else int(max_length_q)
+        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+        out = run_kernel(kernel, query, key, value, cu_seq_lens_q, longest, scale, sliding_window)
+        return out[None], None
     return attend_documents(query, key, value, cu_seq_lens_q, scale, sliding_window), None
 
 
@@ -100,8 +111,14 @@ def attend_documents(
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
+def is_known(query: torch.Tensor) -> bool:
+    """Return whether the kernel computes in a tensor's dtype and head size (its last dimension)."""
+    size = query.shape[-1]
+    return query.dtype in HALF and size <= LARGEST_HEAD and size % HEAD_STEP == 0
+
+
 def run_kernel(
-    kernel: Callable[..., Any],
+    kernel: Kernel,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -110,8 +127,8 @@ def run_kernel(
     scale: float,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """Call torch's varlen_attn, [tokens, heads, head size], whose arguments differ by version."""
-    known = _parameters(kernel)
+    """Call torch's varlen_attn: all tensors are [tokens, heads, head size]."""
+    known = kernel.parameters
     options: dict[str, Any] = {}
     if query.shape[1] != key.shape[1]:
         if "enable_gqa" in known:
@@ -128,13 +145,13 @@ def run_kernel(
         options["scale"] = scale
     elif not math.isclose(scale, query.shape[-1] ** -0.5):
         query = query * (scale * query.shape[-1] ** 0.5)
-    out = kernel(query, key, value, cu_seq_lens, cu_seq_lens, longest, longest, **options)
+    out = kernel.call(query, key, value, cu_seq_lens, cu_seq_lens, longest, longest, **options)
     return out if isinstance(out, torch.Tensor) else out[0]
 
 
 @functools.cache
-def cuda_kernel() -> Callable[..., Any] | None:
-    """Return torch's varlen_attn, or None where this torch or machine has none."""
+def cuda_kernel() -> Kernel | None:
+    """Return torch's kernel, or None where this torch or machine has none."""
     if not torch.cuda.is_available() or torch.version.hip is not None:
         return None
     if torch.cuda.get_device_capability() < (8, 0):
@@ -143,8 +160,7 @@ def cuda_kernel() -> Callable[..., Any] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # before 2.10
         return None
-    kernel: Callable[..., Any] = varlen_attn
-    return kernel
+    return Kernel.of(varlen_attn)
 
 
 def _refuse(
@@ -203,11 +219,6 @@ def _causal(length: int, sliding_window: int | None, device: torch.device) -> di
     position = torch.arange(length, device=device)
     behind = position[:, None] - position
     return {"attn_mask": (behind >= 0) & (behind < sliding_window)}
-
-
-@functools.cache
-def _parameters(kernel: Callable[..., Any]) -> frozenset[str]:
-    return frozenset(inspect.signature(kernel).parameters)
 
 
 def _no_mask(*_: Any, **__: Any) -> None:

@@ -84,10 +84,30 @@ def test_the_kernel_of_every_torch_is_called_for_the_same_attention(kernel, wind
     query, key, value = tensors(key_heads=key_heads)
 
     out = varlen.run_kernel(
-        kernel, *(x[0].transpose(0, 1) for x in (query, key, value)), BOUNDARIES, 8, 0.3, window
+        varlen.Kernel.of(kernel),
+        *(x[0].transpose(0, 1) for x in (query, key, value)),
+        BOUNDARIES,
+        8,
+        0.3,
+        window,
     )
 
     torch.testing.assert_close(out, reference(query, key, value, 0.3, window)[0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "known"),
+    [
+        (torch.bfloat16, 128, True),
+        (torch.float16, 80, True),
+        (torch.bfloat16, 256, True),
+        (torch.bfloat16, 264, False),
+        (torch.bfloat16, 100, False),
+        (torch.float32, 128, False),
+    ],
+)
+def test_what_the_kernel_cannot_compute_goes_document_by_document(dtype, size, known):
+    assert varlen.is_known(torch.empty(1, 2, 3, size, dtype=dtype)) == known
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
