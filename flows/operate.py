@@ -185,7 +185,7 @@ def new(
     (https://github.com/OWNER/NAME) or a hub dataset (OWNER/NAME).
     """
     from flows.deployments import PROJECT_FILE
-    from pipelines.preflight.checks import count_gpus
+    from pipelines.preflight.machine import count_gpus
     from pipelines.scaffold import add_deployment, check_name, recipe_text, write_recipe
     from pipelines.sources.origins import find_origin
 

@@ -12,6 +12,7 @@ from pipelines.errors import PreflightError
 from pipelines.overrides import parse_override
 from pipelines.plan import Refs, data_root, open_store, prepare
 from pipelines.preflight.checks import check, hardware_problems
+from pipelines.preflight.machine import look_around
 from pipelines.recipe import Recipe, load_hardware, load_recipe
 from pipelines.runs import open_run
 from pipelines.sources.fetch import fetch_missing
@@ -83,7 +84,7 @@ def _start_elsewhere(recipe: Recipe, again: Again) -> str | None:
     node = find_node(hardware)
     if node is None or node.leader:
         return None
-    problems = hardware_problems(recipe)
+    problems = hardware_problems(recipe, look_around())
     if problems:
         raise PreflightError(f"recipe {recipe.name}: " + "; ".join(problems))
     run = join(recipe, node, open_store(recipe.name), data_root() / "runs", force=again.force)

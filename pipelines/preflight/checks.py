@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.curate.language_model import find_model
@@ -20,11 +20,12 @@ from pipelines.preflight.fitting import (
     Alternative,
     Asked,
     alternatives,
+    busy_notes,
     memory_problems,
     method,
     shorten,
 )
-from pipelines.preflight.machine import Machine, count_gpus, look_around
+from pipelines.preflight.machine import Machine, look_around
 from pipelines.preflight.sampling import Sample, sample_problems
 from pipelines.preflight.source_access import access_problems
 from pipelines.recipe import Recipe, load_hardware
@@ -72,7 +73,7 @@ def check(
     data_only: bool = False,
     asked: Asked | None = None,
 ) -> None:
-    """Raise PreflightError naming everything this recipe lacks on this machine.
+    """Raise PreflightError naming everything this recipe lacks on this machine; warn of the rest.
 
     `train_here` also checks the recipe's hardware and memory; leave it False where another node
     trains. With `data_only` no model is needed, only its tokenizer. `asked` is how the recipe was
@@ -81,6 +82,8 @@ def check(
     found = examine(recipe, root, train_here=train_here, data_only=data_only, asked=asked)
     if found.problems:
         raise PreflightError(f"recipe {recipe.name}: {_in_one_line(found)}")
+    for note in found.notes:
+        logger.warning("%s", note)
 
 
 def check_run(run: Run, store: Store) -> None:
@@ -105,13 +108,15 @@ def examine(
 ) -> Findings:
     """Check everything and return it, problems and all."""
     hardware, shape = load_hardware(recipe.hardware), find_shape(recipe)
-    machine = replace(look_around(), gpus=count_gpus()) if train_here else Machine()
+    machine = look_around() if train_here else Machine()
     too_large: list[str] = []
     problems: list[str] = []
+    busy: list[str] = []
     if train_here:
-        too_large = hardware_problems(recipe, shape)
+        too_large = hardware_problems(recipe, machine, shape)
         if shape is not None:
             too_large += memory_problems(recipe, shape, hardware, machine)
+            busy = busy_notes(recipe, shape, hardware, machine)
         problems += [*too_large, *reporter_problems(recipe)]
     problems += [*_source_problems(recipe), *(access_problems(recipe) if asked else ())]
     problems += model_problems(recipe, weights=not data_only)
@@ -124,7 +129,9 @@ def examine(
     dataset, sample, data_problems, notes = _data(recipe)
     problems += data_problems
     instead = alternatives(asked or Asked(recipe.name), machine) if too_large else []
-    return Findings(recipe, hardware, machine, shape, dataset, sample, problems, notes, instead)
+    return Findings(
+        recipe, hardware, machine, shape, dataset, sample, problems, [*busy, *notes], instead
+    )
 
 
 def _data(recipe: Recipe) -> tuple[Dataset | None, Sample | None, list[str], list[str]]:
@@ -225,13 +232,11 @@ def count_parameters(recipe: Recipe) -> int:
     return shape.parameters if shape else 0
 
 
-def hardware_problems(recipe: Recipe, shape: Shape | None = None) -> list[str]:
-    """Say where this machine has fewer GPUs than the recipe's hardware file names."""
+def hardware_problems(recipe: Recipe, machine: Machine, shape: Shape | None = None) -> list[str]:
+    """Say where a machine has fewer GPUs than the recipe's hardware file names."""
     hardware = load_hardware(recipe.hardware)
-    if hardware.device == "cpu":
-        return []
-    found = count_gpus()
-    if found >= hardware.processes_per_node:
+    found = machine.gpus
+    if hardware.device == "cpu" or found >= hardware.processes_per_node:
         return []
     problem = (
         f"hardware {recipe.hardware!r} needs {hardware.processes_per_node} GPU(s), {found} here"

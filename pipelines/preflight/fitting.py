@@ -101,6 +101,22 @@ def memory_problems(
     return problems
 
 
+def busy_notes(recipe: Recipe, shape: Shape, hardware: Hardware, machine: Machine) -> list[str]:
+    """Say where a run fits a GPU, but not beside what other processes hold of it now."""
+    limit = memory_limit(hardware, machine)
+    if hardware.device == "cpu" or limit is None or machine.gpu_free is None:
+        return []
+    needed = estimate_memory(recipe, shape, hardware).total
+    if not machine.gpu_free < needed <= limit:
+        return []
+    note = (
+        f"memory: a GPU has {machine.gpu_free / GIB:.0f} GiB free now, the run needs about "
+        f"{needed / GIB:.0f}: end what holds the rest (nvidia-smi lists it), or choose other GPUs "
+        "with CUDA_VISIBLE_DEVICES"
+    )
+    return [note]
+
+
 def describe(memory: Memory) -> str:
     """Return the parts of an estimate that count, largest first."""
     names = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "framework")

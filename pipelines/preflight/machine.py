@@ -1,43 +1,69 @@
 """What this machine has: GPUs, their memory, its own. Asked of the system, without torch."""
 
+import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 2**20
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+QUESTION = ("--query-gpu=uuid,name,memory.total,memory.used", "--format=csv,noheader,nounits")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU that the driver lists; bytes are None where it does not say."""
+
+    uuid: str
+    name: str
+    memory: float | None = None
+    used: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """GPUs by number, name and bytes of the smallest, and the bytes of main memory."""
+    """GPUs that processes here may use, and the bytes of main memory.
+
+    `gpu_memory` are the bytes of the smallest GPU, `gpu_free` those that other processes leave of
+    the fullest.
+    """
 
     gpus: int = 0
     gpu_name: str | None = None
     gpu_memory: float | None = None
     memory: float = 0.0
+    gpu_free: float | None = None
+
+
+def list_gpus() -> list[Gpu]:
+    """Return the NVIDIA GPUs that processes here may use, without importing torch.
+
+    CUDA_VISIBLE_DEVICES hides the others, which the driver lists all the same.
+    """
+    rows = [[word.strip() for word in line.split(",")] for line in _ask_driver(*QUESTION)]
+    found = [
+        Gpu(uuid, ",".join(name), _bytes(total), _bytes(used))
+        for uuid, *name, total, used in (row for row in rows if len(row) >= 4)
+    ]
+    return _visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def count_gpus() -> int:
-    """Return the number of NVIDIA GPUs the driver lists, without importing torch."""
-    return sum(line.startswith("GPU ") for line in _ask_driver("-L"))
+    """Return the number of NVIDIA GPUs that processes here may use."""
+    return len(list_gpus())
 
 
 def look_around() -> Machine:
     """Return what this machine has."""
-    gpus = count_gpus()
-    name, smallest = None, None
-    if gpus:
-        rows = [
-            line.rsplit(",", 1)
-            for line in _ask_driver(
-                "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"
-            )
-        ]
-        known = [(float(row[1]) * MIB, row[0].strip()) for row in rows if _is_number(row)]
-        smallest, name = min(known) if known else (None, None)
-    return Machine(gpus, name, smallest, main_memory())
+    found = list_gpus()
+    known = [(gpu.memory, gpu.name) for gpu in found if gpu.memory is not None]
+    smallest, name = min(known) if known else (None, found[0].name if found else None)
+    free = [
+        gpu.memory - gpu.used for gpu in found if gpu.memory is not None and gpu.used is not None
+    ]
+    return Machine(len(found), name, smallest, main_memory(), min(free) if free else None)
 
 
 def main_memory() -> float:
@@ -53,8 +79,31 @@ def main_memory() -> float:
     return total
 
 
-def _is_number(row: list[str]) -> bool:
-    return len(row) == 2 and row[1].strip().isdigit()
+def _visible(gpus: Sequence[Gpu], wanted: str | None) -> list[Gpu]:
+    """Return the GPUs that a value of CUDA_VISIBLE_DEVICES names, up to its first that is none.
+
+    Numbers are the driver's: CUDA counts otherwise on machines of different GPUs, unless
+    CUDA_DEVICE_ORDER is PCI_BUS_ID. A part of a GPU (MIG) is one of unknown size.
+    """
+    if wanted is None:
+        return list(gpus)
+    found = []
+    for name in (part.strip() for part in wanted.split(",")):
+        if name.startswith("MIG-"):
+            found.append(Gpu(name, "MIG"))
+            continue
+        if name.isdecimal():
+            chosen = list(gpus[int(name) :][:1])
+        else:
+            chosen = [gpu for gpu in gpus if name and gpu.uuid.startswith(name)]
+        if len(chosen) != 1 or chosen[0] in found:
+            break
+        found += chosen
+    return found
+
+
+def _bytes(mebibytes: str) -> float | None:
+    return float(mebibytes) * MIB if mebibytes.isdecimal() else None
 
 
 def _ask_driver(*options: str) -> list[str]:

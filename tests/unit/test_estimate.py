@@ -239,7 +239,6 @@ def test_a_run_that_cannot_fit_gets_two_commands_that_do(recipe, changes, machin
 def test_a_host_without_gpu_says_what_oasst_needs_and_what_to_run(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(checks, "look_around", lambda: LAPTOP)
-    monkeypatch.setattr(checks, "count_gpus", lambda: 0)
 
     with pytest.raises(PreflightError) as error:
         checks.check(load_recipe("oasst"), tmp_path, train_here=True)
@@ -265,6 +264,24 @@ def test_a_cpu_run_too_large_for_main_memory_is_refused_with_the_parts(tmp_path,
         PreflightError, match=r"memory: full fine-tuning of 132 M parameters .* per process"
     ):
         checks.check(load_recipe("quickstart", overrides=large), tmp_path, train_here=True)
+
+
+def test_a_gpu_that_others_have_filled_is_warned_of_and_does_not_stop_the_run(
+    tmp_path, monkeypatch, caplog
+):
+    recipe = load_recipe("quickstart", overrides={"hardware": "gpu"})
+    needed = estimate_memory(recipe, find_shape(recipe), load_hardware("gpu")).total
+
+    def warnings(free):
+        caplog.clear()
+        monkeypatch.setattr(checks, "look_around", lambda: replace(ONE_80, gpu_free=free))
+        checks.check(recipe, tmp_path, train_here=True)
+        return [record.message for record in caplog.records if "free now" in record.message]
+
+    assert warnings(needed + GIB) == warnings(None) == []
+    (warning,) = warnings(GIB)
+    assert warning.startswith("memory: a GPU has 1 GiB free now, the run needs about ")
+    assert "CUDA_VISIBLE_DEVICES" in warning
 
 
 def test_steps_are_those_that_the_trainer_computes():

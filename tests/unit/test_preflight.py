@@ -13,14 +13,16 @@ from pipelines.errors import PreflightError
 from pipelines.manifest import Manifest
 from pipelines.preflight import checks
 from pipelines.preflight.dataset import Dataset, trained_problems
+from pipelines.preflight.machine import Machine
 from pipelines.recipe import load_recipe, recipe_names
 from tests.assets.training_runs import make_recipe, make_run
 
 Disk = namedtuple("Disk", "total used free")
+NO_GPU = Machine(memory=16 * 2**30)
 
 
 def test_the_quickstart_is_ready_on_a_machine_without_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr(checks, "count_gpus", lambda: 0)
+    monkeypatch.setattr(checks, "look_around", lambda: NO_GPU)
 
     checks.check(load_recipe("quickstart"), tmp_path / "not" / "there" / "yet", train_here=True)
 
@@ -40,7 +42,7 @@ def test_a_recipe_that_lacks_source_model_and_gpu_names_all_three_in_one_line(
     tmp_path, monkeypatch
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(checks, "count_gpus", lambda: 0)
+    monkeypatch.setattr(checks, "look_around", lambda: NO_GPU)
 
     nowhere = load_recipe("oasst", overrides={"sources.0.path": "nowhere"})
     with pytest.raises(PreflightError) as error:
