@@ -51,7 +51,7 @@ def block_bytes(
         total += _adapter_bytes(shape, numbers, adapter)
     if numbers.bits == 8 and numbers.autocast:
         # Beside the copies that the adapter's products cast, also from half precision.
-        total += 2 * shape.hidden * 4 + shape.inner * numbers.compute
+        total += 2 * shape.hidden * 4 + shape.inner * _width_between(numbers)
     return total
 
 
@@ -63,7 +63,7 @@ def kept_bytes(shape: Shape, numbers: Numbers) -> int:
     if numbers.bits != 8:
         return 0
     norms = 2 * shape.hidden * (4 if numbers.autocast else numbers.compute)
-    return norms + (shape.query + shape.inner) * numbers.compute
+    return norms + shape.query * numbers.compute + shape.inner * _width_between(numbers)
 
 
 def _norm_bytes(shape: Shape, numbers: Numbers, *, frozen: bool) -> int:
@@ -109,9 +109,18 @@ def _attention_bytes(shape: Shape, numbers: Numbers, row: int, attention: str) -
 
 def _mlp_bytes(shape: Shape, numbers: Numbers, saved: dict[str, bool]) -> int:
     last = [name for name in saved if name.endswith(("mlp.c_proj", "down_proj"))]
-    # A 4-bit layer returns what it was given: float32, after a norm.
-    between = 4 if numbers.autocast and numbers.bits == 4 else numbers.compute
-    return shape.inner * ((3 if shape.gated else 1) * between + saved[last[0]] * numbers.compute)
+    between = (3 if shape.gated else 1) * _width_between(numbers)
+    return shape.inner * (between + saved[last[0]] * numbers.compute)
+
+
+def _width_between(numbers: Numbers) -> int:
+    """Return the bytes of a number between the matrices of an MLP.
+
+    A quantized layer returns what it was given, float32 after a norm; in 8 bit that of the CPU does
+    not.
+    """
+    kept = numbers.bits == 4 or (numbers.bits == 8 and numbers.on_cuda)
+    return 4 if numbers.autocast and kept else numbers.compute
 
 
 def _adapter_bytes(shape: Shape, numbers: Numbers, adapter: Adapter) -> int:
