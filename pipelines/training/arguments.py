@@ -54,7 +54,19 @@ def training_arguments(
         disable_tqdm=True,
     )
     reduce_in_float32(arguments)
+    if hardware.is_alone:
+        keep_to_one_gpu(arguments)
     return arguments
+
+
+def keep_to_one_gpu(arguments: TrainingArguments) -> None:
+    """Make a process that is alone use its first GPU only.
+
+    Trainer takes all that it sees, for nn.DataParallel. Hiding them in the environment would be too
+    late: some library has asked the driver by then.
+    """
+    if arguments.device.type == "cuda":
+        arguments._n_gpu = 1  # noqa: SLF001
 
 
 def _backend(hardware: Hardware) -> str | None:

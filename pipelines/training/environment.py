@@ -79,16 +79,11 @@ def keeps_memory(recipe: Recipe, hardware: Hardware) -> bool:
 def leave_group(hardware: Hardware) -> None:
     """Make a rank that is alone forget what torchrun told it, before torch looks.
 
-    In a group of one, DDP would hold and copy every gradient a second time. Without a group,
-    Trainer takes all GPUs it sees for itself, so only the first one is left to see.
+    In a group of one, DDP would hold and copy every gradient a second time.
     """
-    if not hardware.is_alone:
-        return
-    for name in GROUP:
-        os.environ.pop(name, None)
-    if hardware.device == "cuda":
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+    if hardware.is_alone:
+        for name in GROUP:
+            os.environ.pop(name, None)
 
 
 def child_environment(

@@ -138,7 +138,9 @@ def _arguments(settings: Preference, folder: Path, dtype: str) -> Any:
     import torch
     from trl import DPOConfig
 
-    return DPOConfig(
+    from pipelines.training.arguments import keep_to_one_gpu
+
+    arguments = DPOConfig(
         output_dir=str(folder),
         **settings.model_dump(exclude={"adapter"}),
         max_length=None,  # pairs that are too long were dropped, not cut
@@ -149,6 +151,8 @@ def _arguments(settings: Preference, folder: Path, dtype: str) -> Any:
         report_to="none",
         disable_tqdm=True,
     )
+    keep_to_one_gpu(arguments)
+    return arguments
 
 
 def _step_log(path: Path) -> Any:

@@ -315,23 +315,37 @@ def test_large_tensors_go_back_to_the_kernel_where_gaps_between_small_ones_are_l
     assert not {name for name in on_gpu if name.startswith(("MALLOC_", "GLIBC_"))}
 
 
-@pytest.mark.parametrize("visible", [None, "0,1", "3,2", "GPU-1,GPU-2"])
-def test_a_rank_that_is_alone_sees_one_gpu_and_no_group(monkeypatch, visible):
+def test_a_rank_that_is_alone_leaves_the_group_and_no_other_does(monkeypatch):
     for name in GROUP:
         monkeypatch.setenv(name, "1")
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     alone = load_hardware("gpu")
 
     leave_group(alone.model_copy(update={"processes_per_node": 2}))
     leave_group(alone.model_copy(update={"strategy": "zero2"}))
     assert {os.environ[name] for name in GROUP} == {"1"}
-    assert os.environ.get("CUDA_VISIBLE_DEVICES") == visible
 
     leave_group(alone)
     assert not GROUP & os.environ.keys()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == (visible or "0").split(",")[0]
+
+
+def test_a_rank_that_is_alone_takes_one_of_the_gpus_it_sees(tmp_path, monkeypatch):
+    import torch
+
+    from pipelines.training.arguments import training_arguments
+
+    for name in GROUP:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+
+    arguments = training_arguments(
+        make_recipe(), load_hardware("gpu"), tmp_path, fresh=True, blocks=[]
+    )
+
+    assert (str(arguments.device), arguments.n_gpu) == ("cuda:0", 1)
+    assert arguments.train_batch_size == arguments.per_device_train_batch_size
 
 
 def test_a_whole_model_on_a_rank_keeps_its_freed_tensors():
