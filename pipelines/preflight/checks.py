@@ -241,6 +241,8 @@ def hardware_problems(recipe: Recipe, machine: Machine, shape: Shape | None = No
     problem = (
         f"hardware {recipe.hardware!r} needs {hardware.processes_per_node} GPU(s), {found} here"
     )
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        problem += f" with CUDA_VISIBLE_DEVICES={visible!r}"
     if shape is not None:
         each = estimate_memory(recipe, shape, hardware).total / GIB
         problem += f" (each with {each:.0f} GiB for {method(recipe)} of "

@@ -28,7 +28,7 @@ ADAM_BYTES = 8  # two moments in float32
 LIVE_PARAMETERS, PREFETCHED, REDUCED = 10**9, 5 * 10**7, 5 * 10**8
 # Imports and libraries on CPU, by measurement; CUDA's context, kernels and workspaces, and NCCL's
 # buffers, from experience: there was no GPU to measure them on. What tensors take on CUDA was held
-# against torch's allocator over a driver that computes nothing: -7 to +15 % in 30 cases.
+# against torch's allocator over a driver that computes nothing: -7 to +14 % in 30 cases.
 CPU_FRAMEWORK = 0.52
 CPU_DEEPSPEED = 0.07
 CUDA_FRAMEWORK, NCCL_BUFFERS = 1.2, 0.8

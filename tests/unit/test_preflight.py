@@ -56,6 +56,19 @@ def test_a_recipe_that_lacks_source_model_and_gpu_names_all_three_in_one_line(
     assert "hardware 'zero3' needs 8 GPU(s), 0 here" in text
 
 
+def test_gpus_that_are_hidden_are_missed_with_the_name_of_what_hides_them(monkeypatch):
+    two = Machine(2, "NVIDIA H200", 141e9, 10**12)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (plain,) = checks.hardware_problems(load_recipe("oasst"), two)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    (hidden,) = checks.hardware_problems(load_recipe("oasst"), two)
+
+    assert plain.startswith("hardware 'zero3' needs 8 GPU(s), 2 here; ")
+    assert hidden.startswith(
+        "hardware 'zero3' needs 8 GPU(s), 2 here with CUDA_VISIBLE_DEVICES='2,3'; "
+    )
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_shipped_recipe_can_start_where_its_sources_can_be_fetched(name, tmp_path):
     checks.check(load_recipe(name, smoke=True), tmp_path)
