@@ -106,7 +106,8 @@ def complete(
         **(sampling if temperature > 0 else {"do_sample": False}),
     )
     inputs = torch.tensor([list(ids)], device=model.device)
-    with torch.inference_mode(), torch.random.fork_rng():
+    gpu = [model.device] if model.device.type == "cuda" else []  # of several, the one that is used
+    with torch.inference_mode(), torch.random.fork_rng(gpu):
         torch.manual_seed(seed)
         output = model.generate(
             input_ids=inputs,
