@@ -106,8 +106,25 @@ def test_the_kernel_of_every_torch_is_called_for_the_same_attention(kernel, wind
         (torch.float32, 128, False),
     ],
 )
-def test_what_the_kernel_cannot_compute_goes_document_by_document(dtype, size, known):
-    assert varlen.is_known(torch.empty(1, 2, 3, size, dtype=dtype)) == known
+def test_what_the_kernel_cannot_compute_goes_document_by_document(monkeypatch, dtype, size, known):
+    class OnCuda(torch.Tensor):
+        is_cuda = True
+
+    called = []
+
+    def kernel(q, k, v, cu_q, cu_k, max_q, max_k, scale, window_size, enable_gqa=False):
+        called.append(q.shape)
+        return q
+
+    monkeypatch.setitem(varlen._found, "kernel", varlen.Kernel.of(kernel))
+    query, key, value = (torch.randn(1, 2, 14, size, dtype=dtype) for _ in range(3))
+
+    out, _ = varlen.attend(
+        None, query.as_subclass(OnCuda), key, value, None, cu_seq_lens_q=BOUNDARIES
+    )
+
+    assert called == ([(14, 2, size)] if known else [])
+    assert out.shape == (1, 14, 2, size)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
