@@ -317,3 +317,17 @@ def test_a_run_that_is_not_trained_prefers_nothing(tmp_path):
     (run.path / "training.json").unlink()
     with pytest.raises(TrainingError, match="is not trained to its end yet"):
         prefer.prefer(run, store, Preference())
+
+
+def test_preferences_take_one_of_the_gpus_that_are_seen(tmp_path, monkeypatch):
+    trl = pytest.importorskip("trl", reason="the extra trl is not installed")
+    assert trl.DPOConfig  # imported before a GPU is said to be there
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+
+    arguments = preference._arguments(Preference(), tmp_path, "bfloat16")
+
+    assert (str(arguments.device), arguments.n_gpu) == ("cuda:0", 1)
